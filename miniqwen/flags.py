@@ -1,0 +1,246 @@
+"""How a command line becomes a frozen dataclass: flags, `--config` YAML files, and every mistake at once.
+
+Promises: the same names on the command line and in a YAML file (the command line wins), converted by the same code; every
+problem of a command is reported together, on one screen, with exit status 2. Costs: the standard library and PyYAML, so
+that `--help` answers at once; one dataclass field a flag.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import math
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+RECORDED = "recorded"  # the section of config.yaml that a run adds for its reader; ignored when the file is used again
+
+T = TypeVar("T", bound="Flags")
+
+
+class UserError(Exception):
+    """Mistakes the user can mend, all of them: shown on one screen, exit status 2."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+@contextlib.contextmanager
+def user_errors_exit_2() -> Iterator[None]:
+    """Print a `UserError` as a short list on stderr and leave with status 2; other exceptions pass."""
+    try:
+        yield
+    except UserError as error:
+        if os.environ.get("RANK", "0") != "0":  # every process finds the same; one of them says it
+            raise SystemExit(2) from None
+        count = len(error.problems)
+        print(f"error: {'1 problem' if count == 1 else f'{count} problems'}", file=sys.stderr)
+        for problem in error.problems:
+            print(f"  * {problem}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def flag(
+    default: Any,
+    help: str,
+    *,
+    group: str,
+    choices: Sequence[str] = (),
+    aliases: Sequence[str] = (),
+    required: bool = False,
+) -> Any:
+    """A dataclass field with what the command line needs to know of it."""
+    metadata = {"help": help, "group": group, "choices": choices, "aliases": aliases, "required": required}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The part common to all commands; a subclass is one command's flags."""
+
+    def problems(self) -> list[str]:
+        """Every contradiction between the flags and with the files they name."""
+        return []
+
+
+def parse(
+    kind: type[T],
+    arguments: Sequence[str] | None = None,
+    *,
+    program: str,
+    description: str,
+    checks: Sequence[Callable[[T], list[str]]] = (),
+) -> T:
+    """The flags of one command, from the command line over a `--config` file over the defaults.
+
+    `checks` are rooms' own checks of their flags. Raises `UserError` with every problem found: unknown flags, values of
+    the wrong type, contradictions.
+    """
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    given, unknown = _argument_parser(kind, program, description).parse_known_args(
+        list(sys.argv[1:] if arguments is None else arguments)
+    )
+    typed = vars(given)
+    in_file, problems = _read_yaml(typed.pop("config", None), fields)
+    problems += [_unknown(word, fields) for word in unknown]
+
+    values: dict[str, Any] = {}
+    hints = typing.get_type_hints(kind)
+    for name, value in {**in_file, **typed}.items():
+        try:
+            values[name] = _convert(value, hints[name], fields[name].metadata["choices"])
+        except ValueError as error:
+            problems.append(f"--{name}: {error}")
+    problems += [
+        f"--{name} is needed: {f.metadata['help']}"
+        for name, f in fields.items()
+        if f.metadata["required"] and values.get(name) is None and not (name in typed or name in in_file)
+    ]
+    config = kind(**values)
+    for check in (kind.problems, *checks):
+        problems += [problem for problem in check(config) if problem not in problems]
+    if problems:
+        raise UserError(*problems)
+    return config
+
+
+def _argument_parser(kind: type[Flags], program: str, description: str) -> argparse.ArgumentParser:
+    """A parser that takes every value as text: conversion, and its error messages, are the same as for YAML."""
+    parser = argparse.ArgumentParser(
+        prog=program, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=120),
+    )  # fmt: skip
+    parser.add_argument("--config", metavar="FILE.yaml", help="read flags from a YAML file; the command line wins")
+    groups: dict[str, Any] = {}
+    for f in dataclasses.fields(kind):
+        meta, is_list = f.metadata, isinstance(f.default, tuple)
+        if meta["group"] not in groups:
+            groups[meta["group"]] = parser.add_argument_group(meta["group"])
+        text = meta["help"]
+        if meta["choices"] and not is_list:
+            text += f"; one of {', '.join(meta['choices'])}"
+        if f.default is not None:
+            text += f" (default: {' '.join(f.default) if is_list else f.default})"
+        groups[meta["group"]].add_argument(
+            *(f"--{name}" for name in (f.name, *meta["aliases"])), dest=f.name, nargs="*" if is_list else "?",
+            metavar="BOOL" if isinstance(f.default, bool) else f.name.rsplit("_", 1)[-1].upper(),
+            help=text.replace("%", "%%"),
+        )  # fmt: skip
+    return parser
+
+
+def _unknown(word: str, fields: Mapping[str, Any]) -> str:
+    if not word.startswith("--"):
+        return f"{word!r} is not the value of any flag (quote values that hold spaces)"
+    name = word.lstrip("-").partition("=")[0]
+    near = difflib.get_close_matches(name, fields, n=1)
+    return f"{word.partition('=')[0]}: no such flag" + (f"; did you mean --{near[0]}?" if near else "; see --help")
+
+
+def _read_yaml(path: str | None, fields: Mapping[str, dataclasses.Field[Any]]) -> tuple[dict[str, Any], list[str]]:
+    """The flags in a YAML file and what is wrong with the file."""
+    if path is None:
+        return {}, []
+    try:
+        read = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        return {}, [f"--config {path}: {error.strerror}"]
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return {}, [f"--config {path}: not YAML: {' '.join(str(error).split())}"]
+    if read is None:
+        return {}, []
+    if not isinstance(read, dict):
+        return {}, [f"--config {path}: expected `name: value` lines"]
+    aliases = {alias: name for name, f in fields.items() for alias in f.metadata["aliases"]}
+    values, problems = {}, []
+    for key, value in read.items():
+        name = aliases.get(str(key), str(key))
+        if name in fields:
+            values[name] = value
+        elif name != RECORDED:
+            problems.append(f"--config {path}: {_unknown(f'--{name}', fields)}")
+    return values, problems
+
+
+def _convert(value: Any, hint: Any, choices: Sequence[str]) -> Any:
+    """`value` (text from the command line, or anything YAML can say) as `hint`; `ValueError` says what was expected."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    optional, wanted = type(None) in options, next(o for o in options if o is not type(None))
+    if typing.get_origin(wanted) is tuple:
+        words = [str(word) for word in (value if isinstance(value, (list, tuple)) else [value])]
+        words = [part for word in words for part in word.replace(",", " ").split()]
+        if not words:
+            raise ValueError("needs at least one value")
+        for word in words:
+            _check_choice(word, choices)
+        return tuple(words)
+    if value is None:
+        if wanted is bool:
+            return True  # the bare flag
+        if optional:
+            return None
+        raise ValueError("needs a value")
+    if isinstance(value, (list, dict)):
+        raise ValueError(f"expected one value, got {value!r}")
+    return _scalar(value, wanted, choices)
+
+
+def _scalar(value: Any, wanted: type, choices: Sequence[str]) -> Any:
+    text = str(value).strip() if wanted is not str else str(value)
+    if wanted is bool:
+        if text.lower() in ("true", "yes", "1", "on"):
+            return True
+        if text.lower() in ("false", "no", "0", "off"):
+            return False
+        raise ValueError(f"expected True or False, got {value!r}")
+    if wanted is int:
+        try:
+            number = float(text)
+        except ValueError:
+            number = float("nan")
+        if (
+            number != number
+            or number in (float("inf"), float("-inf"))
+            or number != int(number)
+            or isinstance(value, bool)
+        ):
+            raise ValueError(f"expected a whole number, got {value!r}")
+        return int(number)
+    if wanted is float:
+        try:
+            number = float(text)
+        except ValueError:
+            raise ValueError(f"expected a number, got {value!r}") from None
+        if not math.isfinite(number):
+            raise ValueError(f"expected a finite number, got {value!r}")
+        return number
+    # YAML reads a bare `no` as False: `eval_strategy: no` means the word
+    word = "no" if value is False and "no" in choices else text
+    _check_choice(word, choices)
+    return word
+
+
+def _check_choice(word: str, choices: Sequence[str]) -> None:
+    if choices and word not in choices:
+        near = difflib.get_close_matches(word, choices, n=1)
+        raise ValueError(
+            f"{word!r} is not one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
+        )
+
+
+def dump(config: Flags, recorded: Mapping[str, Any]) -> str:
+    """`config` as YAML that `--config` reads back, with a section of facts about the run for its reader."""
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return yaml.safe_dump({**plain, RECORDED: dict(recorded)}, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,182 @@
+"""What a run leaves in `--output_dir`: the resolved configuration, its state, checkpoints, and the final model.
+
+Promises: nothing that is already there is overwritten without `--overwrite_output_dir`, which deletes only what a run
+leaves; the pointer to the last checkpoint moves after the checkpoint is whole; neither the best checkpoint nor the only
+one is deleted; the final model appears whole. Costs: see checkpoint.py.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from miniqwen.checkpoint import (
+    Checkpoint,
+    Progress,
+    complete_checkpoints,
+    optimizer_tensors,
+    read_checkpoint,
+    remove_half_written,
+    write_checkpoint,
+    write_json,
+    write_text,
+)
+from miniqwen.config import LEFT_BY_A_RUN, TrainConfig, UserError, dump
+from miniqwen.modeling_miniqwen import load_model, save_model
+from miniqwen.qa import Template
+
+VERSIONS = ("miniqwen", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
+
+
+def open_output_dir(config: TrainConfig) -> None:
+    """Make the folder ready (one process does it): delete an earlier run if asked to, and half-written checkpoints."""
+    folder = Path(str(config.output_dir))
+    resumes = config.resume_from_checkpoint == "auto" and complete_checkpoints(folder)
+    if config.overwrite_output_dir and not resumes:
+        for pattern in LEFT_BY_A_RUN:
+            for path in folder.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_half_written(folder)
+
+
+def checkpoint_to_resume(config: TrainConfig) -> Checkpoint | None:
+    """The checkpoint that `--resume_from_checkpoint` names; None to start afresh."""
+    if config.resume_from_checkpoint == "none":
+        return None
+    if config.resume_from_checkpoint != "auto":
+        return read_checkpoint(Path(config.resume_from_checkpoint))
+    found = complete_checkpoints(Path(str(config.output_dir)))
+    return read_checkpoint(found[-1]) if found else None
+
+
+class OutputFolder:
+    """The output folder of a running run, on the one process that writes it."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        template: Template | None,
+        identity: Mapping[str, Any],
+    ) -> None:
+        self.folder = Path(str(config.output_dir))
+        self._config, self._tokenizer, self._template, self._identity = config, tokenizer, template, identity
+
+    def start(self, progress: Progress, wandb_run_id: str | None, recorded: Mapping[str, Any]) -> None:
+        """Write config.yaml and say that the run is on."""
+        facts = {**recorded, "versions": _versions(), "git_commit": _git_commit()}
+        write_text(self.folder / "config.yaml", dump(self._config, facts))
+        self.set_status("running", progress, wandb_run_id)
+
+    def set_status(self, status: str, progress: Progress, wandb_run_id: str | None) -> None:
+        """trainer_state.json: running, finished, preempted or failed, and where the checkpoints are."""
+        names = [path.name for path in complete_checkpoints(self.folder)]
+        best = f"checkpoint-{progress.best_step}"
+        state = {
+            "status": status,
+            "step": progress.step,
+            "last_checkpoint": names[-1] if names else None,
+            "best_checkpoint": best if best in names else None,
+            "best_metric": progress.best_metric,
+            "best_step": progress.best_step,
+            "wandb_run_id": wandb_run_id,
+        }
+        write_json(self.folder / "trainer_state.json", state)
+
+    def save(
+        self, progress: Progress, model: torch.nn.Module, optimizer: torch.optim.Optimizer, wandb_run_id: str | None
+    ) -> None:
+        """Write a checkpoint, move the pointer to it, and delete the oldest beyond `--save_total_limit`."""
+        state = optimizer_tensors(model, optimizer)
+        write_checkpoint(
+            self.folder, progress, self._identity, wandb_run_id, state, self._model_writer(model, torch.float32)
+        )
+        self.set_status("running", progress, wandb_run_id)
+        limit = self._config.save_total_limit
+        for path in complete_checkpoints(self.folder)[: -limit if limit else 0]:
+            if path.name != f"checkpoint-{progress.best_step}":
+                shutil.rmtree(path)
+
+    def write_final_model(self, model: torch.nn.Module, progress: Progress) -> str:
+        """The last model, or the best one with --load_best_model_at_end, in the run's precision; says which."""
+        chosen = "the last model"
+        if self._config.load_best_model_at_end and progress.best_step is not None:
+            model = load_model(self.folder / f"checkpoint-{progress.best_step}")
+            chosen = f"the best model (update {progress.best_step}, {self._config.metric_for_best_model} {progress.best_metric:.4f})"
+        dtype = torch.float16 if self._config.fp16 else torch.bfloat16 if self._config.bf16 else torch.float32
+        temporary = self.folder / ".checkpoint-final.tmp"
+        remove_half_written(self.folder)
+        temporary.mkdir()
+        self._model_writer(model, dtype)(temporary)
+        for path in temporary.iterdir():
+            path.replace(self.folder / path.name)
+        temporary.rmdir()
+        return chosen
+
+    def _model_writer(self, model: torch.nn.Module, dtype: torch.dtype) -> Callable[[Path], None]:
+        def write(folder: Path) -> None:
+            save_model(model, folder, dtype)
+            self._tokenizer.save_pretrained(folder)
+            if self._template:
+                self._template.save(folder)
+
+        return write
+
+
+def check_resumable(checkpoint: Checkpoint, identity: Mapping[str, Any], total_steps: int) -> None:
+    """Raises `UserError` when the data, its order or the length of the training do not continue the checkpoint's."""
+    differences = changed(checkpoint.identity, identity)
+    if differences:
+        what = "the data or its order is not what the checkpoint was made with"
+        raise UserError(*(f"{checkpoint.folder}: {what}: {difference}" for difference in differences))
+    if checkpoint.progress.step > total_steps:
+        raise UserError(
+            f"{checkpoint.folder} is already at update {checkpoint.progress.step}, and the training has {total_steps}: "
+            "raise --max_steps"
+        )
+
+
+def changed(stored: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two identities, by name."""
+    found = []
+    for key in {**stored, **current}:
+        before, now = stored.get(key), current.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            found += changed(before, now, f"{prefix}{key}.")
+        elif isinstance(before, list) and isinstance(now, list):
+            gone, new = [x for x in before if x not in now], [x for x in now if x not in before]
+            found += [f"{prefix}{key}: without {gone[:3]}, with {new[:3]} instead"] if gone or new else []
+        elif before != now:
+            found.append(f"{prefix}{key}: was {before!r}, is {now!r}")
+    return found
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # run from a checkout that was never installed
+            found[name] = "not installed"
+    return found
+
+
+def _git_commit() -> str | None:
+    """The commit of the code, None outside a git checkout."""
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None

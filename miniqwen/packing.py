@@ -1,0 +1,118 @@
+"""How documents fill blocks: concatenate, then split (no padding, no dropped text).
+
+Promises: the blocks of a lane, laid end to end, are its documents laid end to end. Every block carries the cursor that
+says where the next one begins, so prefetching cannot falsify a checkpoint and no buffer is saved.
+Costs: numpy copies; a document is tokenised again when a run resumes in the middle of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from miniqwen.documents import Position
+
+BATCH_DOCUMENTS = 32  # read ahead of the packer in each lane; bounded, as every lane does it
+BATCH_CHARACTERS = 100_000
+
+
+@dataclass(frozen=True)
+class EncodedDocument:
+    """A document's tokens (its end token included), where it stands in its lane, and where the next one does."""
+
+    tokens: np.ndarray
+    position: Position
+    after: Position
+
+
+def encoded_documents(
+    documents: Iterator[tuple[str, Position, Position]], encode: Callable[[Sequence[str]], Sequence[Sequence[int]]]
+) -> Iterator[EncodedDocument]:
+    """Documents as tokens, encoded a few at a time because the tokenizer is faster on batches than on single texts."""
+    while True:
+        read: list[tuple[str, Position, Position]] = []
+        characters = 0
+        while len(read) < BATCH_DOCUMENTS and characters < BATCH_CHARACTERS:
+            read.append(next(documents))
+            characters += len(read[-1][0])
+        for tokens, (_, position, after) in zip(encode([text for text, _, _ in read]), read, strict=True):
+            yield EncodedDocument(np.asarray(tokens, dtype=np.int64), position, after)
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where a lane's next block begins.
+
+    `positions`: per source, the document in use or the next one; `taken`: tokens put into blocks so far, per source;
+    `open_source`, `offset`: the document that the last block ended in, and how many of its tokens are used up.
+    """
+
+    positions: Mapping[str, Position]
+    taken: Mapping[str, int]
+    open_source: str | None = None
+    offset: int = 0
+
+    @classmethod
+    def start(cls, names: Sequence[str]) -> Cursor:
+        return cls({name: Position() for name in names}, dict.fromkeys(names, 0))
+
+    @property
+    def epoch(self) -> int:
+        """Of the source that has been used up most often."""
+        return max(position.epoch for position in self.positions.values())
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Cursor:
+        positions = {name: Position(**position) for name, position in stored["positions"].items()}
+        return cls(positions, dict(stored["taken"]), stored["open_source"], stored["offset"])
+
+
+@dataclass(frozen=True)
+class Block:
+    """`tokens` [length] and the cursor of the block after it."""
+
+    tokens: np.ndarray
+    cursor: Cursor
+
+
+def pack(
+    open_stream: Callable[[str, Position], Iterator[EncodedDocument]],
+    shares: Mapping[str, float],
+    cursor: Cursor,
+    length: int,
+) -> Iterator[Block]:
+    """Endless blocks of `length` tokens of one lane, from `cursor` on.
+
+    Sources are mixed by tokens: the next document comes from the source furthest below its share. Drawing documents
+    by share instead would let long documents crowd out short ones.
+    """
+    streams = {name: open_stream(name, cursor.positions[name]) for name in shares}
+    positions, taken = dict(cursor.positions), dict(cursor.taken)
+    name, offset = cursor.open_source, cursor.offset
+    document = next(streams[name]) if name is not None else None
+    while True:
+        tokens = np.empty(length, dtype=np.int64)
+        filled = 0
+        while filled < length:
+            if document is None or name is None:
+                name = min(shares, key=lambda source: taken[source] / shares[source])
+                document, offset = next(streams[name]), 0
+                positions[name] = document.position
+            part = document.tokens[offset : offset + length - filled]
+            tokens[filled : filled + len(part)] = part
+            filled, offset, taken[name] = filled + len(part), offset + len(part), taken[name] + len(part)
+            if offset == len(document.tokens):
+                positions[name], document = document.after, None
+        open_source, used = (name, offset) if document is not None else (None, 0)
+        yield Block(tokens, Cursor(dict(positions), dict(taken), open_source, used))
+
+
+def split(tokens: np.ndarray, length: int) -> list[np.ndarray]:
+    """`tokens` cut into pieces of `length`; the last one may be shorter (validation counts every token once)."""
+    return [tokens[start : start + length] for start in range(0, len(tokens), length)]
