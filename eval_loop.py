@@ -1,6 +1,6 @@
 """Accuracy on questions with choices: `accelerate launch eval_loop.py --model_path DIR --dataset_name sciq ...`.
 
-Promises: `<output_dir>/<data set>.json` with the accuracy, its uncertainty and every question's scores, whole or absent;
+Promises: `<output_dir>/<data set>.json` with accuracy, its uncertainty and every question's scores, whole or absent;
 the same on one process as on several, which share the questions out. Questions are asked with the templates saved
 beside the model. `both` is SciQ and CommonsenseQA, and `combined.json` over the two.
 Costs: see `miniqwen/scoring.py`; all questions in memory on every process.
@@ -175,7 +175,10 @@ def combined(results: Mapping[str, Mapping[str, Any]], config: EvalConfig) -> di
 
 def file_stem(name: str) -> str:
     """`sciq` for sciq, and for data of your own the last part of its name without endings."""
-    return Path(name).name.split(".")[0] or "dataset"
+    stem = Path(name).name
+    for ending in (".gz", ".jsonl", ".json", ".parquet", ".csv"):
+        stem = stem.removesuffix(ending)
+    return stem or "dataset"
 
 
 def write(file: Path, described: Mapping[str, Any]) -> None:

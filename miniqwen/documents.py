@@ -12,11 +12,14 @@ import itertools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from miniqwen.config import UserError
-from miniqwen.sources import Source, Unit
+
+if TYPE_CHECKING:
+    from miniqwen.sources import Source, Unit
 
 STRIPES_PER_LANE = 64  # pieces of the data a lane gets per epoch at least, so that lanes stay balanced
 EMPTY_EPOCHS = 100  # a lane without a single document in that many epochs will not find one

@@ -25,6 +25,8 @@ import yaml
 
 RECORDED = "recorded"  # the section of config.yaml that a run adds for its reader; ignored when the file is used again
 
+BARE = object()  # a flag on the command line without a value
+
 T = TypeVar("T", bound="Flags")
 
 
@@ -134,6 +136,7 @@ def _argument_parser(kind: type[Flags], program: str, description: str) -> argpa
             text += f" (default: {' '.join(f.default) if is_list else f.default})"
         groups[meta["group"]].add_argument(
             *(f"--{name}" for name in (f.name, *meta["aliases"])), dest=f.name, nargs="*" if is_list else "?",
+            const=None if is_list else BARE,
             metavar="BOOL" if isinstance(f.default, bool) else f.name.rsplit("_", 1)[-1].upper(),
             help=text.replace("%", "%%"),
         )  # fmt: skip
@@ -185,11 +188,11 @@ def _convert(value: Any, hint: Any, choices: Sequence[str]) -> Any:
         for word in words:
             _check_choice(word, choices)
         return tuple(words)
-    if value is None:
-        if wanted is bool:
-            return True  # the bare flag
-        if optional:
-            return None
+    if value is BARE and wanted is bool:
+        return True
+    if value is None and optional:
+        return None
+    if value is BARE or value is None:
         raise ValueError("needs a value")
     if isinstance(value, (list, dict)):
         raise ValueError(f"expected one value, got {value!r}")

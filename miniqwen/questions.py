@@ -77,7 +77,7 @@ def read_questions(
     Raises `UserError` for an empty split, one without answers (with `need_answers`), and for bad rows: the first ten by
     file and row (the first row is row 0), and their number.
     """
-    columns = SCHEMAS.get(name) or _custom_columns(flags)
+    columns = SCHEMAS.get(name) or _custom_columns(repository, split, flags)
     rows: list[_Row] = []
     problems: dict[str, str] = {}
     for number, (where, values) in enumerate(_raw_rows(repository, split, columns)):
@@ -110,11 +110,20 @@ def read_questions(
     return questions
 
 
-def _custom_columns(flags: DataFlags) -> Columns:
+def _custom_columns(repository: Repository, split: str, flags: DataFlags) -> Columns:
     if not (flags.question_column and flags.answer_column):
         raise UserError("--question_column and --answer_column are needed for QA data of your own")
     choices = tuple(name.strip() for name in (flags.choices_column or "").split(",") if name.strip())
-    return Columns(flags.question_column, choices, flags.answer_column, flags.support_column, flags.id_column)
+    identity = flags.id_column or ("id" if _has_column(repository, split, "id") else None)
+    return Columns(flags.question_column, choices, flags.answer_column, flags.support_column, identity)
+
+
+def _has_column(repository: Repository, split: str, name: str) -> bool:
+    source = repository.source(split, (name,))
+    try:
+        return bool(source.read(source.units()[0]))
+    except UserError:  # no such column; a broken file is told when its rows are read
+        return False
 
 
 def _raw_rows(repository: Repository, split: str, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,0 +1,161 @@
+"""What is trained: Qwen3-compatible models of several sizes, their import and their export.
+
+Promises: with targets, `forward` returns the summed loss (so that every backend wraps it); without, it is the library's
+own Qwen3 (`generate`, KV cache). A saved folder is a stock `Qwen3ForCausalLM` folder (an imported Qwen2 stays
+`Qwen2ForCausalLM`): safetensors and JSON, no code of ours. Costs: what the library's model costs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import GenerationConfig, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from miniqwen.config import UserError
+from miniqwen.loss import cross_entropy_sum
+
+
+class MiniQwenConfig(Qwen3Config):
+    """The library's Qwen3 configuration: MiniQwen models are Qwen3 models."""
+
+
+class TargetLoss:
+    """A causal language model whose forward pass, given targets, returns their summed cross-entropy."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        targets: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The sum of cross-entropies over `targets` [batch, length] that are not -100, as an fp32 scalar.
+
+        `targets[b, t]` is the token after `input_ids[b, t]`. `documents` [batch, length] numbers the documents that
+        share a row: a token sees earlier tokens of its own document only (None: all earlier tokens of the row).
+        Without `targets` this is the library's forward pass.
+        """
+        if targets is None:
+            return super().forward(input_ids=input_ids, position_ids=position_ids, **kwargs)  # type: ignore[misc]
+        mask = None if documents is None else document_mask(documents)
+        # the library builds no mask of its own from this form, and without one it takes the fast causal path
+        output = self.model(  # type: ignore[attr-defined]
+            input_ids=input_ids, position_ids=position_ids, attention_mask={"full_attention": mask}, use_cache=False
+        )
+        return cross_entropy_sum(output.last_hidden_state, self.lm_head.weight, targets)  # type: ignore[attr-defined]
+
+
+class MiniQwenForCausalLM(TargetLoss, Qwen3ForCausalLM):
+    """Qwen3 with a loss."""
+
+    config_class = MiniQwenConfig
+
+
+class MiniQwen2ForCausalLM(TargetLoss, Qwen2ForCausalLM):
+    """An imported Qwen2 or Qwen2.5: it has no query and key norms, and so cannot become a Qwen3."""
+
+
+MODELS: dict[str, type[MiniQwenForCausalLM] | type[MiniQwen2ForCausalLM]] = {
+    "qwen3": MiniQwenForCausalLM,
+    "qwen2": MiniQwen2ForCausalLM,
+}
+
+
+def document_mask(documents: torch.Tensor) -> torch.Tensor:
+    """[batch, 1, length, length]: True where a token (row) may see another (column)."""
+    length = documents.shape[1]
+    earlier = torch.ones((length, length), dtype=torch.bool, device=documents.device).tril()
+    return ((documents[:, :, None] == documents[:, None, :]) & earlier)[:, None]
+
+
+@dataclass(frozen=True)
+class Size:
+    """The shape of a model, and the vocabulary it has unless told otherwise."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int
+
+    def config(self, vocab_size: int, **tokens: int | None) -> MiniQwenConfig:
+        """The configuration with `vocab_size` entries; `tokens`: eos_token_id, pad_token_id."""
+        shape = {**vars(self), "vocab_size": vocab_size}
+        return MiniQwenConfig(**shape, tie_word_embeddings=True, rope_parameters=ROPE, use_cache=True, **tokens)
+
+
+ROPE = {"rope_type": "default", "rope_theta": 1_000_000.0}  # Qwen3's
+SIZES = {
+    "tiny": Size(128, 4, 4, 2, 32, 384, 8_192, 1_024),
+    "small": Size(384, 8, 6, 2, 64, 1_152, 16_384, 2_048),
+    "medium": Size(640, 16, 10, 5, 64, 1_920, 32_768, 4_096),
+    "base": Size(768, 24, 12, 4, 64, 2_304, 65_536, 8_192),
+    "large": Size(1_024, 28, 16, 8, 128, 3_072, 151_936, 32_768),  # Qwen3-0.6B
+}
+
+
+def new_model(config: MiniQwenConfig, seed: int) -> MiniQwenForCausalLM:
+    """A model with random weights (normal, 0.02) that depend on `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MiniQwenForCausalLM(config)
+    model.generation_config = GenerationConfig(eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id)
+    return model
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Distinct parameters: tied ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def size_parameters(size: Size, vocab_size: int) -> int:
+    """The parameters of a size with some vocabulary, without making its weights."""
+    with torch.device("meta"):
+        return count_parameters(MiniQwenForCausalLM(size.config(vocab_size)))
+
+
+def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> MiniQwenForCausalLM | MiniQwen2ForCausalLM:
+    """The model in a folder, with sdpa attention. Raises `UserError` for other architectures and for missing weights."""
+    path = Path(folder)
+    try:
+        described = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no readable config.json ({error})") from None
+    kind = described.get("model_type") if isinstance(described, dict) else None
+    if kind not in MODELS:
+        raise UserError(f"{path}: model_type is {kind!r}; MiniQwen takes {' and '.join(MODELS)}")
+    if not list(path.glob("model*.safetensors")):
+        raise UserError(f"{path}: no model.safetensors (weights in pickle files are not read)")
+    try:
+        model, report = MODELS[kind].from_pretrained(
+            path, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True,
+            local_files_only=True, output_loading_info=True,
+        )  # fmt: skip
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path}: the weights cannot be loaded ({' '.join(str(error).split())[:300]})") from None
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(f"{path}: the weights lack {', '.join(missing[:3])} ({len(missing)} in all)")
+    return model
+
+
+def save_model(model: torch.nn.Module, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write the model's folder in `dtype`, as the library's own class (a module of ours in fp32 is left untouched)."""
+    path = Path(folder)
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    state = {name: value.detach().to("cpu", dtype) for name, value in model.state_dict().items() if name not in tied}
+    model.save_pretrained(path, state_dict=state)
+    described = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    described["architectures"] = [next(b.__name__ for b in type(model).__mro__ if b.__module__.startswith("transformers."))]
+    described["dtype"] = str(dtype).removeprefix("torch.")
+    (path / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,81 @@
+"""What a document is to the model: byte-level BPE with Qwen's pre-tokenizer pattern, and the end token.
+
+Promises: every text has tokens and comes back from them (NFC-normalised, as Qwen does); strings that look like special
+tokens inside a text stay text, so that no document can forge an end or a chat turn; the saved folder loads with stock
+`AutoTokenizer`. Costs: training takes about a minute for 50 MB of text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
+
+from miniqwen.config import UserError
+
+END, CHAT_START, CHAT_END = SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+# Qwen2's and Qwen3's own pattern: contractions, words, single digits, punctuation, line ends, spaces.
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """A tokenizer with at most `vocab_size` entries, the special tokens among them; fewer if the text has no more pairs.
+
+    Byte-level BPE (Sennrich et al., 2016; Radford et al., 2019). Deterministic in the texts and their order.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(SPECIAL_TOKENS), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )  # fmt: skip
+    tokenizer.train_from_iterator(texts, trainer)
+    learned = json.loads(tokenizer.to_str())["model"]
+    trained = Qwen2Tokenizer(
+        vocab=learned["vocab"], merges=[tuple(pair) for pair in learned["merges"]], unk_token=None, eos_token=END,
+        pad_token=END, extra_special_tokens=[CHAT_START, CHAT_END],
+    )  # fmt: skip
+    trained.chat_template = CHAT_TEMPLATE
+    return trained
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder. Raises `UserError` when there is none, or none with an end token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: no tokenizer that can be loaded ({' '.join(str(error).split())[:200]})") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{folder}: the tokenizer has no end token (eos_token), which every document ends with")
+    return tokenizer
+
+
+def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Each text's tokens with the end token behind them; special-token strings in the text are ordinary text."""
+    return [[*ids, tokenizer.eos_token_id] for ids in _encode(tokenizer, texts)]
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """One text's tokens by the same rule, without an end token."""
+    return _encode(tokenizer, [text])[0]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    backend: Tokenizer = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True  # set for good: threads that encode at the same time share the setting
+    return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
