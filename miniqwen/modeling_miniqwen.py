@@ -7,15 +7,18 @@ own Qwen3 (`generate`, KV cache). A saved folder is a stock `Qwen3ForCausalLM` f
 
 from __future__ import annotations
 
+import copy
 import json
-import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import GenerationConfig, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from safetensors.torch import save_file
+from transformers import GenerationConfig, PreTrainedModel, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from miniqwen.config import UserError
 from miniqwen.loss import cross_entropy_sum
@@ -31,25 +34,40 @@ class TargetLoss:
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
-        targets: torch.Tensor | None = None,
+        attention_mask: Any = None,
         position_ids: torch.Tensor | None = None,
+        *,
+        targets: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> Any:
         """The sum of cross-entropies over `targets` [batch, length] that are not -100, as an fp32 scalar.
 
         `targets[b, t]` is the token after `input_ids[b, t]`. `documents` [batch, length] numbers the documents that
         share a row: a token sees earlier tokens of its own document only (None: all earlier tokens of the row).
-        Without `targets` this is the library's forward pass.
+        Without `targets` this is the library's forward pass; `generate` reads its arguments' names off this signature.
+        Raises `ValueError` for arguments that have no meaning with `targets`.
         """
         if targets is None:
-            return super().forward(input_ids=input_ids, position_ids=position_ids, **kwargs)  # type: ignore[misc]
+            if documents is not None:
+                raise ValueError("documents have a meaning only with targets")
+            return super().forward(  # type: ignore[misc]
+                input_ids, attention_mask, position_ids, logits_to_keep=logits_to_keep, **kwargs
+            )
+        unused = [name for name, value in {"attention_mask": attention_mask, **kwargs}.items() if value is not None]
+        if unused:
+            raise ValueError(
+                f"with targets, {', '.join(unused)} would be ignored: give input_ids, position_ids, documents"
+            )
         mask = None if documents is None else document_mask(documents)
-        # the library builds no mask of its own from this form, and without one it takes the fast causal path
+        # from this form the library builds no mask of its own, and without one it takes the fast causal path
         output = self.model(  # type: ignore[attr-defined]
             input_ids=input_ids, position_ids=position_ids, attention_mask={"full_attention": mask}, use_cache=False
         )
-        return cross_entropy_sum(output.last_hidden_state, self.lm_head.weight, targets)  # type: ignore[attr-defined]
+        weight = self.lm_head.weight  # type: ignore[attr-defined]
+        # text has a target nearly everywhere; of questions, which come as documents, nearly all tokens are prompt
+        return cross_entropy_sum(output.last_hidden_state, weight, targets, drop_ignored=documents is not None)
 
 
 class MiniQwenForCausalLM(TargetLoss, Qwen3ForCausalLM):
@@ -100,7 +118,7 @@ SIZES = {
     "small": Size(384, 8, 6, 2, 64, 1_152, 16_384, 2_048),
     "medium": Size(640, 16, 10, 5, 64, 1_920, 32_768, 4_096),
     "base": Size(768, 24, 12, 4, 64, 2_304, 65_536, 8_192),
-    "large": Size(1_024, 28, 16, 8, 128, 3_072, 151_936, 32_768),  # Qwen3-0.6B
+    "large": Size(1_024, 28, 16, 8, 128, 3_072, 151_936, 40_960),  # Qwen3-0.6B
 }
 
 
@@ -124,20 +142,53 @@ def size_parameters(size: Size, vocab_size: int) -> int:
         return count_parameters(MiniQwenForCausalLM(size.config(vocab_size)))
 
 
+def check_config(described: Any, where: str) -> None:
+    """Raises `UserError` with every reason why config.json (parsed) describes no model that can be trained here."""
+    if not isinstance(described, dict):
+        raise UserError(f"{where}: config.json is not a JSON object")
+    problems, kind = [], described.get("model_type")
+    if kind not in MODELS:
+        problems.append(f"{where}: model_type is {kind!r}; MiniQwen takes {' and '.join(MODELS)} (Qwen2.5 is a qwen2)")
+    if described.get("auto_map"):
+        problems.append(
+            f"{where}: the model brings code of its own (auto_map), which is never run; use a plain checkpoint"
+        )
+    if described.get("quantization_config"):
+        problems.append(f"{where}: the weights are quantised and cannot be trained; use the original checkpoint")
+    if described.get("use_sliding_window"):
+        problems.append(f"{where}: use_sliding_window is on; only full attention is trained")
+    if problems:
+        raise UserError(*problems)
+
+
+def check_weights(names: Iterable[str], where: str) -> None:
+    """Raises `UserError` unless there are safetensors weights among the files `names`."""
+    found = sorted(names)
+    if any(fnmatch(name, "model*.safetensors") for name in found):
+        return
+    pickled = [name for name in found if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    if pickled:
+        raise UserError(
+            f"{where}: has its weights as a pickle only ({pickled[0]}), which can run code when read; convert it to "
+            "model.safetensors where you trust it, or use another checkpoint"
+        )
+    raise UserError(f"{where}: no weights (model.safetensors) there; is the download complete?")
+
+
 def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> MiniQwenForCausalLM | MiniQwen2ForCausalLM:
-    """The model in a folder, with sdpa attention. Raises `UserError` for other architectures and for missing weights."""
+    """The model in a folder, with sdpa attention, its weights in `dtype`.
+
+    Raises `UserError` for other architectures, for code and pickles in the folder, for missing or broken weights.
+    """
     path = Path(folder)
     try:
         described = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no readable config.json ({error})") from None
-    kind = described.get("model_type") if isinstance(described, dict) else None
-    if kind not in MODELS:
-        raise UserError(f"{path}: model_type is {kind!r}; MiniQwen takes {' and '.join(MODELS)}")
-    if not list(path.glob("model*.safetensors")):
-        raise UserError(f"{path}: no model.safetensors (weights in pickle files are not read)")
+    check_config(described, str(path))
+    check_weights((file.name for file in path.iterdir()), str(path))
     try:
-        model, report = MODELS[kind].from_pretrained(
+        model, report = MODELS[described["model_type"]].from_pretrained(
             path, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True,
             local_files_only=True, output_loading_info=True,
         )  # fmt: skip
@@ -145,17 +196,29 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> MiniQw
         raise UserError(f"{path}: the weights cannot be loaded ({' '.join(str(error).split())[:300]})") from None
     missing = sorted(report["missing_keys"])
     if missing:
-        raise UserError(f"{path}: the weights lack {', '.join(missing[:3])} ({len(missing)} in all)")
+        raise UserError(f"{path}: the weights lack {', '.join(missing[:3])} ({len(missing)} tensors in all)")
     return model
 
 
-def save_model(model: torch.nn.Module, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write the model's folder in `dtype`, as the library's own class (a module of ours in fp32 is left untouched)."""
+def save_model(model: PreTrainedModel, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write the model's folder in `dtype`, as the library's own class; the model itself is left as it is."""
     path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-    state = {name: value.detach().to("cpu", dtype) for name, value in model.state_dict().items() if name not in tied}
-    model.save_pretrained(path, state_dict=state)
-    described = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    described["architectures"] = [next(b.__name__ for b in type(model).__mro__ if b.__module__.startswith("transformers."))]
-    described["dtype"] = str(dtype).removeprefix("torch.")
-    (path / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    state = {
+        name: value.detach().to("cpu", dtype).contiguous()
+        for name, value in model.state_dict().items()
+        if name not in tied
+    }
+    save_file(state, path / "model.safetensors", metadata={"format": "pt"})
+    described = copy.deepcopy(model.config)
+    described.architectures = [kind.__name__ for kind in type(model).__mro__ if _is_stock(kind)][:1]
+    described.dtype = dtype
+    described.save_pretrained(path)
+    model.generation_config.save_pretrained(path)
+    # safetensors makes its files readable for their owner only; the others follow the umask
+    (path / "model.safetensors").chmod((path / "config.json").stat().st_mode)
+
+
+def _is_stock(kind: type) -> bool:
+    return kind.__module__.startswith("transformers.")

@@ -33,28 +33,28 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al., 2024) for groups with rule "muon", AdamW for the others, as one optimizer.
 
     `match_rms_adamw` (Liu et al., 2025) scales Muon's step to AdamW's size, so that one learning rate serves both.
-    Both halves share this object's groups and state, so that learning rates and checkpoints see a single optimizer.
+    Both halves work on this object's groups and state, so that learning rates and checkpoints see a single optimizer.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float) -> None:
         super().__init__(list(groups), {"lr": lr})
-        by_rule = {rule: [g for g in self.param_groups if g["rule"] == rule] for rule in ("muon", "adamw")}
-        self._parts: list[torch.optim.Optimizer] = []
-        if by_rule["muon"]:
-            muon = torch.optim.Muon(
-                by_rule["muon"], lr=lr, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw"
-            )  # fmt: skip
-            self._parts.append(muon)
-        if by_rule["adamw"]:
-            self._parts.append(torch.optim.AdamW(by_rule["adamw"], lr=lr, betas=betas, eps=eps))
-        self.param_groups = [group for part in self._parts for group in part.param_groups]
-        for part in self._parts:
-            part.state = self.state
+        muon, adamw = self._groups("muon"), self._groups("adamw")
+        self._parts: dict[str, torch.optim.Optimizer] = {}
+        if muon:
+            self._parts["muon"] = torch.optim.Muon(muon, lr=lr, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw")
+        if adamw:
+            self._parts["adamw"] = torch.optim.AdamW(adamw, lr=lr, betas=betas, eps=eps)
+        self.param_groups = [group for part in self._parts.values() for group in part.param_groups]
+
+    def _groups(self, rule: str) -> list[dict[str, Any]]:
+        return [group for group in self.param_groups if group["rule"] == rule]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
-        for part in self._parts:
+        for rule, part in self._parts.items():
+            # linked here and not once: `load_state_dict` (Accelerate calls it) replaces groups and state
+            part.param_groups, part.state = self._groups(rule), self.state
             part.step()
 
 

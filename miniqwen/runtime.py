@@ -17,7 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import set_seed
+from transformers.utils import logging as transformers_logging
 
 from miniqwen.config import TrainConfig, UserError
 
@@ -56,6 +57,7 @@ class Runtime:
         # counts and flags stay on the CPU: reading them never waits for the GPU
         self._counts = dist.new_group(backend="gloo") if self.world_size > 1 else None
         set_seed(config.seed)
+        transformers_logging.disable_progress_bar()  # of loading and saving weights: the run has a bar of its own
 
     def describe(self) -> str:
         """What really runs, in a few words."""
@@ -102,9 +104,8 @@ class Runtime:
 
     def sum_tensor(self, value: torch.Tensor) -> torch.Tensor:
         """A device tensor summed over the ranks, in float64."""
-        total = value.detach().to(torch.float64)
+        total = value.detach().to("cpu" if self._counts else value.device, torch.float64, copy=True)
         if self._counts is not None:
-            total = total.cpu()
             dist.all_reduce(total, group=self._counts)
         return total
 
@@ -141,15 +142,9 @@ class Runtime:
 def launch_problems() -> list[str]:
     """What the launcher asks for that this version does not do; a silent fallback would train something else."""
     asked = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed ZeRO", "ACCELERATE_USE_FSDP": "FSDP"}
-    found = [
+    return [
         f"{name} was asked for by the Accelerate configuration, and this version trains in one process or under DDP only: "
         "use accelerate_configs/ddp.yaml"
         for variable, name in asked.items()
         if os.environ.get(variable, "false").lower() in ("true", "1")
     ]
-    return found
-
-
-def distributed_type() -> DistributedType:
-    """What Accelerate made of the launch."""
-    return PartialState().distributed_type

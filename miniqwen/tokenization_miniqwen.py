@@ -28,10 +28,14 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """A tokenizer with at most `vocab_size` entries, the special tokens among them; fewer if the text has no more pairs.
+    """A tokenizer with at most `vocab_size` entries, the special tokens among them; fewer if the text has no more.
 
-    Byte-level BPE (Sennrich et al., 2016; Radford et al., 2019). Deterministic in the texts and their order.
+    Byte-level BPE (Sennrich et al., 2016; Radford et al., 2019). Deterministic in the texts. Needs room for the 256
+    bytes and the special tokens: raises `ValueError` below 259.
     """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if vocab_size < len(alphabet) + len(SPECIAL_TOKENS):
+        raise ValueError(f"a byte-level vocabulary has at least {len(alphabet) + len(SPECIAL_TOKENS)} entries")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -42,9 +46,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL_TOKENS), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )  # fmt: skip
-    tokenizer.train_from_iterator(texts, trainer)
+        vocab_size=vocab_size - len(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator((_encodable(text) for text in texts), trainer)
     learned = json.loads(tokenizer.to_str())["model"]
     trained = Qwen2Tokenizer(
         vocab=learned["vocab"], merges=[tuple(pair) for pair in learned["merges"]], unk_token=None, eos_token=END,
@@ -60,6 +64,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: no tokenizer that can be loaded ({' '.join(str(error).split())[:200]})") from None
+    if not tokenizer.is_fast:
+        raise UserError(f"{folder}: the tokenizer has no fast form (tokenizer.json), which texts are encoded with")
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: the tokenizer has no end token (eos_token), which every document ends with")
     return tokenizer
@@ -77,5 +83,11 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     backend: Tokenizer = tokenizer.backend_tokenizer
-    backend.encode_special_tokens = True  # set for good: threads that encode at the same time share the setting
-    return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+    backend.encode_special_tokens = True  # as text; each call of the tokenizer itself, chat templates too, sets its own
+    encodable = [_encodable(text) for text in texts]
+    return [encoding.ids for encoding in backend.encode_batch_fast(encodable, add_special_tokens=False)]
+
+
+def _encodable(text: str) -> str:
+    """JSON can spell halves of surrogate pairs, which UTF-8 has no bytes for: they become question marks."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

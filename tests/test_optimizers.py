@@ -77,9 +77,7 @@ def test_muon_with_adamw_steps_as_torchs_two_optimizers_do() -> None:
     ours, theirs = Tiny(), Tiny()
     config = dataclasses.replace(CONFIG, optim="muon")
     optimizer = make_optimizer(ours, config)
-    muon, decayed, plain = ([p for p in group["params"]] for group in parameter_groups(theirs, 0.1, muon=True)[:3])
-    by_size = sorted((muon, decayed, plain), key=lambda group: -sum(p.numel() for p in group))
-    assert sum(map(len, by_size)) == 7
+    optimizer.load_state_dict(optimizer.state_dict())  # as Accelerate does: learning rates must still arrive
     matrices = [layer.weight for layer in theirs.layers]
     rest = [p for p in theirs.parameters() if all(p is not matrix for matrix in matrices)]
     expected = [
