@@ -54,3 +54,46 @@ guide() {
   fi
   echo "== done: the evaluations are in $OUT/evaluation; curves: tensorboard --logdir $OUT"
 }
+
+demo() {
+  LAUNCH=${LAUNCH:-python}  # one process needs no launcher, and starts faster without
+  DATA="--data_root $OUT/mirror"
+  if wanted prepare && [ ! -d "$OUT/mirror" ]; then python prepare_datasets.py --demo "$OUT/mirror"; fi
+  if wanted model && [ ! -f "$OUT/model/config.json" ]; then
+    python -m miniqwen.create_model --config recipes/demo_model.yaml --output_dir "$OUT/model" $DATA
+  fi
+  if wanted pretrain; then train "$OUT/pretrained" demo_pretrain "$OUT/model"; fi
+  for name in sciq commonsenseqa; do
+    if wanted $name; then
+      echo "   with pretraining, and (in the background) without it, for comparison"
+      train "$OUT/${name}_without_pretraining" demo_$name "$OUT/model" > "$OUT/${name}_without_pretraining.log" 2>&1 &
+      train "$OUT/${name}_finetuned" demo_$name "$OUT/pretrained"
+      wait $! || { cat "$OUT/${name}_without_pretraining.log" >&2; exit 1; }
+    fi
+  done
+  if wanted evaluate; then
+    for name in sciq commonsenseqa; do
+      $LAUNCH eval_loop.py --model_path "$OUT/${name}_without_pretraining" --dataset_name $name \
+        --output_dir "$OUT/evaluation_without_pretraining/$name" $DATA > "$OUT/evaluation_without_pretraining_$name.log" 2>&1 &
+      $LAUNCH eval_loop.py --model_path "$OUT/${name}_finetuned" --dataset_name $name --output_dir "$OUT/evaluation/$name" $DATA
+      wait $! || { cat "$OUT/evaluation_without_pretraining_$name.log" >&2; exit 1; }
+    done
+    python - "$OUT" <<'PYTHON'
+import json, pathlib, sys
+print("\naccuracy on questions that no training saw, about facts that the text states:")
+print(f"{'':16}{'guessing':>10}{'fine-tuned only':>18}{'pretrained, then fine-tuned':>30}")
+for name, guess in (("sciq", 0.25), ("commonsenseqa", 0.20)):
+    folders = ("evaluation_without_pretraining", "evaluation")
+    found = [json.loads(pathlib.Path(sys.argv[1], f, name, f"{name}.json").read_text())["accuracy"] for f in folders]
+    print(f"{name:16}{guess:>10.0%}{found[0]:>18.1%}{found[1]:>30.1%}")
+PYTHON
+  fi
+  echo "== done in ${SECONDS} s: evaluations in $OUT/evaluation; curves: tensorboard --logdir $OUT"
+}
+
+. ./environment.sh
+case $MODE in
+  guide) guide ;;
+  demo) STEPS=${STEPS/model prepare/prepare model}; demo ;;
+  *) echo "usage: ./run_training.sh [demo]" >&2; exit 2 ;;
+esac

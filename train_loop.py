@@ -222,8 +222,8 @@ def main(config: TrainConfig) -> None:
     if checkpoint:
         load_optimizer_tensors(model, optimizer, checkpoint.optimizer_state)
         runtime.print(f"continuing from {checkpoint.folder}, update {progress.step}")
-    words = f"{parameters:,} parameters, {runtime.describe()}, {plan.rows_per_update} {task.rows_are} an update, {steps.total} updates"
-    for line in (*task.notes, words):
+    size = f"{steps.total} updates of {plan.rows_per_update} {task.rows_are}"
+    for line in (*task.notes, f"{parameters:,} parameters; {runtime.describe()}; {size}"):
         runtime.print(line)
 
     output = OutputFolder(config, tokenizer, task.template, task.identity) if runtime.is_main else None

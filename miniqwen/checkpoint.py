@@ -1,8 +1,8 @@
 """What survives: how far a run is, its parameters and its optimizer, in one folder that belongs to no machine.
 
 Promises: a checkpoint is whole or absent (written under a temporary name, hashed, synced, renamed). Parameters and
-moments are stored by parameter name, in fp32, as safetensors; the rest is JSON; nothing is ever unpickled. The folder is
-a model folder too. Costs: parameters and moments once on disk, hashed when written and again when resumed from.
+moments are stored by parameter name, in fp32, as safetensors; the rest is JSON; nothing is ever unpickled. The folder
+is a model folder too. Costs: parameters and moments once on disk, hashed when written and again when resumed from.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the user asked for: each command's flags and every check that needs no model; frozen afterwards.
 
-Promises: names are those of `transformers.TrainingArguments` where it has one; contradictions between flags, and with the
-files they name, are found before anything is loaded. Costs: nothing heavy is imported.
+Promises: names are those of `transformers.TrainingArguments` where it has one; contradictions between flags, and with
+the files they name, are found before anything is loaded. Costs: nothing heavy is imported.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class DataFlags(Flags):
     """Where text and questions come from: shared by every command that reads data."""
 
     dataset_name: str | None = flag(
-        None, "wikipedia, arxiv, both, sciq, commonsenseqa, a hub id (OWNER/NAME) or a local .parquet/.jsonl/.jsonl.gz/.csv "
-        "file or folder", group="data", required=True)  # fmt: skip
+        None, "wikipedia, arxiv, both, sciq, commonsenseqa, a hub id (OWNER/NAME), or a local file or folder "
+        "(.parquet, .jsonl, .jsonl.gz, .csv)", group="data", required=True)  # fmt: skip
     dataset_config_name: str | None = flag(None, "configuration (subset) of a hub data set", group="data")
     wikipedia_version: str = flag(
-        "20220301.en", "Wikipedia dump as DATE.LANGUAGE; a dump that the hub no longer serves is replaced by the newest "
-        "one of that language, and the run says so", group="data")  # fmt: skip
+        "20220301.en", "Wikipedia dump as DATE.LANGUAGE; one that the hub no longer serves is replaced by the newest "
+        "of that language, and the run says so", group="data")  # fmt: skip
     data_root: str | None = flag(
         None, "folder laid out like the hub (DIR/OWNER/NAME/...), used instead of it", group="data"
     )
@@ -54,7 +54,7 @@ class DataFlags(Flags):
         None, "column with the choices: a list of texts, or {label, text} as in CommonsenseQA; several columns with "
         "commas (distractor1,distractor2,...) to which the answer is added", group="data")  # fmt: skip
     answer_column: str | None = flag(
-        None, "column with the answer: the text of a choice, its label, or its number from 0", group="data")  # fmt: skip
+        None, "column with the answer: a choice's text, its label, or its number from 0", group="data")  # fmt: skip
     support_column: str | None = flag(
         None, "column with a supporting passage, for {support} in the template", group="data"
     )
@@ -381,7 +381,8 @@ class TrainConfig(DataFlags):
             Path(self.model_path).resolve(), *Path(self.model_path).resolve().parents
         ):  # fmt: skip
             found.append(
-                f"--overwrite_output_dir would delete the model in --model_path {self.model_path}: choose another --output_dir"
+                f"--overwrite_output_dir would delete the model in --model_path {self.model_path}: "
+                "choose another --output_dir"
             )
         elif folder.is_dir() and any(folder.iterdir()) and not self.overwrite_output_dir:
             inside = Path(resume).resolve().parent == folder.resolve()
@@ -523,7 +524,8 @@ def model_problems(model_path: str | None, length: int | None) -> list[str]:
     if not file.is_file():
         why = "it has no config.json" if Path(model_path).is_dir() else "no such folder"
         return [
-            f"--model_path {model_path}: {why}; make a model with `python -m miniqwen.create_model --output_dir {model_path}`"
+            f"--model_path {model_path}: {why}; make a model with "
+            f"`python -m miniqwen.create_model --output_dir {model_path}`"
         ]
     try:
         described = json.loads(file.read_text(encoding="utf-8"))
@@ -534,7 +536,8 @@ def model_problems(model_path: str | None, length: int | None) -> list[str]:
         return [f"{file}: model_type is {kind!r}; MiniQwen trains qwen3 and qwen2 models"]
     if length and isinstance(positions, int) and length > positions:
         return [
-            f"blocks of {length} tokens are longer than the model's {positions} positions: lower --block_size or --max_seq_length"
+            f"blocks of {length} tokens are longer than the model's {positions} positions: "
+            "lower --block_size or --max_seq_length"
         ]
     return []
 

@@ -26,8 +26,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import HfApi, hf_hub_download, is_offline_mode, snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from miniqwen.modeling_miniqwen import (
@@ -83,8 +83,7 @@ def created(config: CreateConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerB
     if reached < wanted:
         print(f"tokenizer: the text has no more than {reached:,} entries to learn, of the {wanted:,} asked for")
     tokenizer.model_max_length = size.max_position_embeddings
-    tokens = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    return new_model(size.config(reached, **tokens), config.seed), tokenizer
+    return new_model(size.config(reached, tokenizer.eos_token_id), config.seed), tokenizer
 
 
 def training_texts(config: CreateConfig) -> Iterator[str]:
@@ -156,21 +155,20 @@ def checkpoint_folder(name: str, cache_dir: str | None) -> Path:
         return Path(name)
     if Path(name).exists() or not HUB_ID.fullmatch(name):
         raise UserError(f"{where}: neither a folder nor a hub id (OWNER/NAME)")
+    download = partial(snapshot_download, name, cache_dir=cache_dir, allow_patterns=list(DOWNLOADED))
     try:
+        if is_offline_mode():
+            return Path(download(local_files_only=True))
         info = patiently(lambda: HfApi().model_info(name), where)
-        files = [file.rfilename for file in info.siblings or ()]
+        revision, files = info.sha, [file.rfilename for file in info.siblings or ()]
         if "config.json" not in files:
             raise UserError(f"{where}: has no config.json, so it is no checkpoint for transformers")
-        revision = info.sha
         fetch = partial(hf_hub_download, name, "config.json", revision=revision, cache_dir=cache_dir)
         check_config(json.loads(Path(patiently(fetch, where)).read_text(encoding="utf-8")), where)
         check_weights(files, where)
-        patterns = list(DOWNLOADED)
-        return Path(
-            patiently(
-                lambda: snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=patterns), where
-            )
-        )
+        return Path(patiently(lambda: download(revision=revision), where))
+    except LocalEntryNotFoundError:
+        raise UserError(f"{where}: not downloaded yet, and HF_HUB_OFFLINE forbids to ask the hub") from None
     except HFValidationError as error:
         raise UserError(f"{where}: {error}") from None
 

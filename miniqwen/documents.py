@@ -123,7 +123,8 @@ class LaneOrder:
             empty_epochs = 0 if found else empty_epochs + 1
             if empty_epochs == EMPTY_EPOCHS:
                 raise UserError(
-                    f"{self.source.name}: too few documents for {self.lanes} lanes; lower --data_lanes (or the batch size)"
+                    f"{self.source.name}: too few documents for {self.lanes} lanes; "
+                    "lower --data_lanes (or the batch size)"
                 )
 
     def _not_text(self, unit: int, row: int, value: object) -> str:

@@ -1,8 +1,8 @@
 """How a command line becomes a frozen dataclass: flags, `--config` YAML files, and every mistake at once.
 
-Promises: the same names on the command line and in a YAML file (the command line wins), converted by the same code; every
-problem of a command is reported together, on one screen, with exit status 2. Costs: the standard library and PyYAML, so
-that `--help` answers at once; one dataclass field a flag.
+Promises: the same names on the command line and in a YAML file (the command line wins), converted by the same code;
+every problem of a command is reported together, on one screen, with exit status 2. Costs: the standard library and
+PyYAML, so that `--help` answers at once; one dataclass field a flag.
 """
 
 from __future__ import annotations
@@ -126,14 +126,14 @@ def _argument_parser(kind: type[Flags], program: str, description: str) -> argpa
     parser.add_argument("--config", metavar="FILE.yaml", help="read flags from a YAML file; the command line wins")
     groups: dict[str, Any] = {}
     for f in dataclasses.fields(kind):
-        meta, is_list = f.metadata, isinstance(f.default, tuple)
+        meta, default, is_list = f.metadata, f.default, isinstance(f.default, tuple)
         if meta["group"] not in groups:
             groups[meta["group"]] = parser.add_argument_group(meta["group"])
         text = meta["help"]
         if meta["choices"] and not is_list:
             text += f"; one of {', '.join(meta['choices'])}"
-        if f.default is not None:
-            text += f" (default: {' '.join(f.default) if is_list else f.default})"
+        if default is not None:
+            text += f" (default: {' '.join(default) if isinstance(default, tuple) else default})"
         groups[meta["group"]].add_argument(
             *(f"--{name}" for name in (f.name, *meta["aliases"])), dest=f.name, nargs="*" if is_list else "?",
             const=None if is_list else BARE,

@@ -106,10 +106,14 @@ class Size:
     vocab_size: int
     max_position_embeddings: int
 
-    def config(self, vocab_size: int, **tokens: int | None) -> MiniQwenConfig:
-        """The configuration with `vocab_size` entries; `tokens`: eos_token_id, pad_token_id."""
+    def config(self, vocab_size: int, end: int | None = None) -> MiniQwenConfig:
+        """The configuration with `vocab_size` entries, of which `end` ends a text.
+
+        It names no padding token, as Qwen's own do not: torch never trains the embedding of one, and padding is the end
+        token here, which stands in every block.
+        """
         shape = {**vars(self), "vocab_size": vocab_size}
-        return MiniQwenConfig(**shape, tie_word_embeddings=True, rope_parameters=ROPE, use_cache=True, **tokens)
+        return MiniQwenConfig(**shape, tie_word_embeddings=True, rope_parameters=ROPE, eos_token_id=end)
 
 
 ROPE = {"rope_type": "default", "rope_theta": 1_000_000.0}  # Qwen3's
@@ -127,7 +131,8 @@ def new_model(config: MiniQwenConfig, seed: int) -> MiniQwenForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MiniQwenForCausalLM(config)
-    model.generation_config = GenerationConfig(eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id)
+    end = config.eos_token_id
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end)  # ended texts of a batch are padded
     return model
 
 
@@ -197,6 +202,8 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> MiniQw
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(f"{path}: the weights lack {', '.join(missing[:3])} ({len(missing)} tensors in all)")
+    # nothing is padded in training, and where padding is the end token, torch would never train its embedding
+    model.get_input_embeddings().padding_idx = None
     return model
 
 

@@ -1,7 +1,7 @@
 """How the model moves: parameter groups, AdamW, Muon, and schedules as pure functions from step to factor.
 
-Promises: schedules are transformers' own, value by value; Muon moves the hidden matrices and AdamW everything else, with
-one learning rate for both. Costs: what torch's optimizers cost; Muon keeps one moment where AdamW keeps two.
+Promises: schedules are transformers' own, value by value; Muon moves the hidden matrices and AdamW everything else,
+with one learning rate for both. Costs: what torch's optimizers cost; Muon keeps one moment where AdamW keeps two.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MUON_MOMENTUM = 0.95
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float, muon: bool) -> list[dict[str, Any]]:
-    """Groups by rule and decay: matrices are decayed, norms and biases are not; Muon takes the matrices of the layers."""
+    """Groups by rule and decay: matrices decay, norms and biases do not; Muon takes the matrices of the layers."""
     groups: dict[tuple[str, float], list[torch.nn.Parameter]] = {}
     embeddings = {id(layer.weight) for layer in model.modules() if isinstance(layer, torch.nn.Embedding)}
     for name, parameter in model.named_parameters():

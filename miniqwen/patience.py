@@ -53,7 +53,9 @@ def explanation(error: BaseException) -> str:
     if status in (401, 403):
         return f"the hub refuses access ({status}): accept the data set's terms on its page, then run `hf auth login`"
     if status == 404:
-        return "the hub has no such repository, revision or file (404): check the name, or `hf auth login` if it is private"
+        return (
+            "the hub has no such repository, revision or file (404): check the name; `hf auth login` if it is private"
+        )
     return (
         f"the hub cannot be reached ({_short(error)}): check the network, or work offline with --data_root "
         "(filled by `python prepare_datasets.py --download DIR` where there is a network)"
@@ -70,7 +72,9 @@ def _wait(state: RetryCallState) -> float:
 
 def _enough(state: RetryCallState) -> bool:
     error = state.outcome.exception() if state.outcome else None
-    limit = PATIENCE_UNREACHED if isinstance(error, httpx2.ConnectError) else PATIENCE
+    # `datasets` reports an unreachable hub as a plain ConnectionError after half a minute of tries of its own
+    unreached = isinstance(error, httpx2.ConnectError) or (type(error) is ConnectionError and "reach" in str(error))
+    limit = PATIENCE_UNREACHED if unreached else PATIENCE
     return (state.seconds_since_start or 0.0) >= limit
 
 

@@ -1,7 +1,8 @@
 """Where it runs: the only module that configures Accelerate, devices, precision, seeds and collectives.
 
-Promises: the same loop on one process and under DDP; the loss of an update is the sum over all its target tokens divided
-by their number, over micro-batches *and* ranks (law 2); a launch that asks for something else than what would run stops.
+Promises: the same loop on one process and under DDP; the loss of an update is the sum over all its target tokens
+divided by their number, over micro-batches *and* ranks (law 2); a launch that asks for something else than what would
+run stops.
 Costs: one all-reduce of a few integers per update, over gloo, so that nothing waits for the GPU.
 """
 
@@ -47,6 +48,8 @@ class Runtime:
             raise UserError(*problems)
         if not torch.cuda.is_available():
             PartialState(cpu=True)
+        # the tokenizer's threads; read once, when it first encodes
+        os.environ["RAYON_NUM_THREADS"] = str(config.preprocessing_num_workers)
         precision = "fp16" if config.fp16 else "bf16" if config.bf16 else "no"
         self._accelerator = Accelerator(mixed_precision=precision)
         self.precision = {"no": "fp32"}.get(precision, precision)
@@ -143,8 +146,8 @@ def launch_problems() -> list[str]:
     """What the launcher asks for that this version does not do; a silent fallback would train something else."""
     asked = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed ZeRO", "ACCELERATE_USE_FSDP": "FSDP"}
     return [
-        f"{name} was asked for by the Accelerate configuration, and this version trains in one process or under DDP only: "
-        "use accelerate_configs/ddp.yaml"
+        f"{name} was asked for by the Accelerate configuration, and this version trains in one process or under DDP "
+        "only: use accelerate_configs/ddp.yaml"
         for variable, name in asked.items()
         if os.environ.get(variable, "false").lower() in ("true", "1")
     ]

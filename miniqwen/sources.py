@@ -1,8 +1,9 @@
 """Where text and questions come from: names → repositories → files → units → rows.
 
-Promises: a data set is listed once (its revision pinned) and then read unit by unit, from the hub, from a mirror laid out
-like the hub (`--data_root`) or from local files, with the same rows in the same order. What cannot be had or is broken is
-named: data set, configuration, split, column, file and row. `datasets` resolves names and splits; it never iterates.
+Promises: a data set is listed once (its revision pinned) and then read unit by unit, from the hub, from a mirror laid
+out like the hub (`--data_root`) or from local files, with the same rows in the same order. What cannot be had or is
+broken is named: data set, configuration, split, column, file and row. `datasets` resolves names and splits; it never
+iterates.
 Costs: one small request a parquet file to list its row groups; the units read last stay in memory, up to `KEPT_BYTES`.
 """
 
@@ -89,6 +90,7 @@ class Source:
     split: str
     files: tuple[DataFile, ...]
     columns: tuple[str, ...]
+    cache_dir: str | None = None
     _kept: OrderedDict[Unit, tuple[int, dict[str, list[Any]]]] = field(
         default_factory=OrderedDict, compare=False, repr=False
     )
@@ -158,13 +160,13 @@ class Source:
         if file.format == ".jsonl":
             data, first = read_slice(file, unit), f"byte {unit.start}, line"
         else:
-            with open_file(local_copy(file)) as opened:
+            with open_file(local_copy(file, self.cache_dir)) as opened:
                 data, first = opened.read(), "row"
             data = gzip.decompress(data) if file.format.endswith(".gz") else data
         return len(data), self._columns_of(parse_json(data, file, first), file)
 
     def _decode_csv(self, file: DataFile) -> tuple[int, dict[str, list[Any]]]:
-        with open_file(local_copy(file)) as opened:
+        with open_file(local_copy(file, self.cache_dir)) as opened:
             data = opened.read()
         header = pyarrow.csv.open_csv(io.BytesIO(data)).schema.names if data.strip() else []
         self._check_columns(header, file)
@@ -201,12 +203,14 @@ class Repository:
     revision: str | None
     splits: dict[str, tuple[DataFile, ...]]
     note: str | None = None
+    cache_dir: str | None = None
 
     def source(self, split: str, columns: tuple[str, ...]) -> Source:
         """Some columns of a split. Raises `UserError` naming the splits there are."""
         if split not in self.splits:
             raise UserError(f"{self.name}: no split {split!r}; it has {', '.join(self.splits)}")
-        return Source(self.name, self.path, self.config_name, self.revision, split, self.splits[split], columns)
+        found = (self.name, self.path, self.config_name, self.revision)
+        return Source(*found, split, self.splits[split], columns, self.cache_dir)
 
 
 def resolve(name: str, flags: DataFlags) -> Repository:
@@ -231,7 +235,7 @@ def resolve(name: str, flags: DataFlags) -> Repository:
     revision, files = _files(name, where, config_name)
     if not flags.streaming:
         files = {split: tuple(downloaded(file, flags.cache_dir) for file in found) for split, found in files.items()}
-    return Repository(name, path, config_name, revision, files, note)
+    return Repository(name, path, config_name, revision, files, note, flags.cache_dir)
 
 
 def _local(name: str) -> Repository:
@@ -294,8 +298,8 @@ def _explained(name: str, call: Any) -> Any:
         return call()
     except datasets.exceptions.DatasetNotFoundError:
         raise UserError(
-            f"{name}: not on the hub, or not accessible: check the name OWNER/NAME, `hf auth login` if it is private or gated, "
-            "or give a local file"
+            f"{name}: not on the hub, or not accessible: check the name OWNER/NAME, `hf auth login` if it is private "
+            "or gated, or give a local file"
         ) from None
     except (ValueError, RuntimeError, FileNotFoundError) as error:
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
@@ -329,6 +333,20 @@ def local_copy(file: DataFile, cache_dir: str | None = None) -> str:
         )
 
     return patiently(fetch, file.path)
+
+
+def repository_card(repository: Repository) -> list[DataFile]:
+    """The README.md that tells which files belong to which split; a mirror needs it. Empty where there is none."""
+    first = next(file for files in repository.splits.values() for file in files)
+    root = first.url.removesuffix(first.path).rstrip("/")
+
+    def found() -> list[DataFile]:
+        filesystem, path = url_to_fs(f"{root}/README.md")
+        if not filesystem.exists(path):
+            return []
+        return [DataFile("README.md", f"{root}/README.md", filesystem.info(path)["size"])]
+
+    return patiently(found, f"{repository.name}: README.md")
 
 
 def open_file(url: str) -> Any:

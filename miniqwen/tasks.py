@@ -118,7 +118,8 @@ def _validation_blocks(
 ) -> tuple[HeldOut, list[np.ndarray]]:
     """The rows of `source` that training must leave out, and the validation blocks.
 
-    A validation split of the data set is used where there is one; else the first rows are held out of the training text.
+    A validation split of the data set is used where there is one; else the first rows are held out of the training
+    text.
     """
     wanted = config.validation_blocks * config.length
     split_name = config.validation_split or ("validation" if "validation" in repository.splits else None)

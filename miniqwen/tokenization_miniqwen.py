@@ -60,6 +60,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder. Raises `UserError` when there is none, or none with an end token."""
+    there = [name for name in ("tokenizer.json", "vocab.json", "merges.txt") if Path(folder, name).is_file()]
+    if "tokenizer.json" not in there and len(there) < 2:  # the library would make one of a few entries, and say nothing
+        raise UserError(f"{folder}: no tokenizer.json (nor vocab.json and merges.txt), so no tokenizer to load")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:

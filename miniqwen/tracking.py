@@ -1,6 +1,7 @@
 """What is told: metrics.jsonl, the progress bar, TensorBoard and W&B. Compute, format, ship; trackers change nothing.
 
-Promises: metrics.jsonl holds every event, one flushed line each, with flat names; the trackers get the same numbers under
+Promises: metrics.jsonl holds every event, one flushed line each, with flat names; the trackers get the same numbers
+under
 `train/` and `eval/`. On resume a torn last line is cut and the lines of repeated steps follow: the last one counts.
 Costs: the loop hands over plain numbers, and only every `--logging_steps`.
 """
@@ -103,7 +104,8 @@ class Tracker:
         """Metrics of the updates since the last line."""
         self._ship(step, metrics, {name: f"train/{name}" for name in metrics})
         if self._is_main:
-            text = f"loss {metrics['loss']:.4f}  lr {metrics['learning_rate']:.2e}  {metrics['tokens_per_second']:,.0f} tokens/s"
+            speed = f"{metrics['tokens_per_second']:,.0f} tokens/s"
+            text = f"loss {metrics['loss']:.4f}  lr {metrics['learning_rate']:.2e}  {speed}"
             self._bar.set_postfix_str(text)
             self._say(f"update {step}/{self._bar.total}  {text}{self._time_left(metrics)}")
 

@@ -27,7 +27,9 @@ def run_script(
     script: str, *flags: object, processes: int = 1, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a script of the project as a user does; several processes go through torchrun."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    )
     command = [sys.executable, *launcher, script, *map(str, flags)]
     offline = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "offline"}
     with subprocess.Popen(
@@ -72,7 +74,9 @@ def write_parquet(folder: Path, split: str, rows: list[dict[str, Any]], shards: 
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(shards):
         part = rows[shard * len(rows) // shards : (shard + 1) * len(rows) // shards]
-        pq.write_table(pa.Table.from_pylist(part), folder / f"{split}-{shard:05}-of-{shards:05}.parquet", row_group_size=group)
+        pq.write_table(
+            pa.Table.from_pylist(part), folder / f"{split}-{shard:05}-of-{shards:05}.parquet", row_group_size=group
+        )
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +96,9 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file.write("\n".join(lines) + "\n")
     sciq = {"train": range(60), "validation": range(60, 75), "test": range(75, 90)}
     for split, numbers in sciq.items():
-        write_parquet(root / "allenai/sciq/data", split, [sciq_row(n) for n in numbers], shards=2 if split == "train" else 1)
+        write_parquet(
+            root / "allenai/sciq/data", split, [sciq_row(n) for n in numbers], shards=2 if split == "train" else 1
+        )
     commonsense = {"train": range(50), "validation": range(50, 65), "test": range(65, 70)}
     for split, numbers in commonsense.items():
         rows = [commonsense_row(n, answered=split != "test") for n in numbers]

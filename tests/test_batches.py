@@ -49,7 +49,9 @@ def test_an_update_holds_the_same_blocks_for_every_world_size_and_micro_batch() 
 
 
 def test_fewer_lanes_than_blocks_give_several_blocks_each() -> None:
-    assert rows(Plan(4, 2, 0, 1), lanes=2, updates=1)[0] == {(number, count, 7) for number in (0, 1) for count in range(4)}
+    assert rows(Plan(4, 2, 0, 1), lanes=2, updates=1)[0] == {
+        (number, count, 7) for number in (0, 1) for count in range(4)
+    }
 
 
 @pytest.mark.parametrize(("lanes", "world"), [(3, 2), (5, 1)])

@@ -1,4 +1,4 @@
-"""The data order: each document once an epoch over all lanes, exact from any position, another order per epoch and seed."""
+"""The data order: each document once an epoch over all lanes, exact from any position."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ def test_every_flag_of_the_guides_pretraining_command_is_read_as_written(model: 
     config = train(
         model,
         *"--do_train --do_eval --per_device_train_batch_size 4 --per_device_eval_batch_size 4 "
-        "--gradient_accumulation_steps 4 --learning_rate 5e-5 --weight_decay 0.01 --max_steps 10000 --warmup_steps 1000 "
-        "--logging_steps 100 --save_steps 1000 --evaluation_strategy steps --eval_steps 1000 --load_best_model_at_end "
+        "--gradient_accumulation_steps 4 --learning_rate 5e-5 --weight_decay 0.01 --max_steps 10000 "
+        "--warmup_steps 1000 --logging_steps 100 --save_steps 1000 --evaluation_strategy steps --eval_steps 1000 --load_best_model_at_end "
         "--streaming True --max_seq_length 1024 --block_size 1024 --preprocessing_num_workers 4 "
         "--overwrite_output_dir".split(),
     )
@@ -199,10 +199,14 @@ def test_help_and_mistakes_answer_at_once_and_import_nothing_heavy(script: str) 
         "heavy = {'torch', 'transformers', 'accelerate', 'datasets', 'wandb'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )
-    done = subprocess.run([sys.executable, "-c", program, script], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program, script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "--data_root" in done.stdout
-    wrong = subprocess.run([sys.executable, script, "--nonsense"], cwd=ROOT, capture_output=True, text=True, check=False)
+    wrong = subprocess.run(
+        [sys.executable, script, "--nonsense"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert wrong.returncode == 2
     assert "--nonsense: no such flag" in wrong.stderr
     assert "Traceback" not in wrong.stderr

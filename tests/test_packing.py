@@ -21,7 +21,9 @@ def endless(documents: list[list[int]], start: Position) -> Iterator[EncodedDocu
         yield EncodedDocument(np.array(documents[row]), Position(epoch, 0, row), Position(epoch, 0, row + 1))
 
 
-def blocks_of(sources: dict[str, list[list[int]]], shares: dict[str, float], cursor: Cursor, length: int) -> Iterator[Block]:
+def blocks_of(
+    sources: dict[str, list[list[int]]], shares: dict[str, float], cursor: Cursor, length: int
+) -> Iterator[Block]:
     return pack(lambda name, start: endless(sources[name], start), shares, cursor, length)
 
 
@@ -38,13 +40,20 @@ def test_no_token_is_lost_repeated_or_padded(documents: list[list[int]], length:
 
 
 @settings(max_examples=100, deadline=None)
-@given(first=DOCUMENTS, second=DOCUMENTS, length=st.integers(1, 9), stops=st.lists(st.integers(0, 6), min_size=2, max_size=4))
+@given(
+    first=DOCUMENTS,
+    second=DOCUMENTS,
+    length=st.integers(1, 9),
+    stops=st.lists(st.integers(0, 6), min_size=2, max_size=4),
+)
 def test_stopping_any_number_of_times_changes_no_block(
     first: list[list[int]], second: list[list[int]], length: int, stops: list[int]
 ) -> None:
     sources, shares = {"a": first, "b": second}, {"a": 0.7, "b": 0.3}
     count = sum(stops) + 3
-    whole = [block.tokens for block in itertools.islice(blocks_of(sources, shares, Cursor.start(["a", "b"]), length), count)]
+    whole = [
+        block.tokens for block in itertools.islice(blocks_of(sources, shares, Cursor.start(["a", "b"]), length), count)
+    ]
     cursor, parts = Cursor.start(["a", "b"]), []
     for taken in [*stops, 3]:
         for block in itertools.islice(blocks_of(sources, shares, cursor, length), taken):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
-    "flags", "config", "runtime", "sources", "documents", "tokenization_miniqwen", "questions", "qa", "packing", "batches",
-    "tasks", "loss", "modeling_miniqwen", "optimizers", "scoring", "metrics", "checkpoint", "output_folder", "tracking",
+    "flags", "config", "runtime", "patience", "sources", "documents", "tokenization_miniqwen", "questions", "qa",
+    "packing", "batches", "tasks", "loss", "modeling_miniqwen", "optimizers", "scoring", "metrics", "checkpoint", "output_folder", "tracking",
     "create_model", "demo",
 )  # fmt: skip
 LOOPS = ("train_loop.py", "eval_loop.py", "prepare_datasets.py")
@@ -43,7 +43,9 @@ def test_a_room_imports_only_from_rooms_above_it_and_never_from_a_loop() -> None
 def test_every_file_opens_with_a_docstring() -> None:
     files = [*(ROOT / "miniqwen").glob("*.py"), *(ROOT / loop for loop in LOOPS), *(ROOT / "tests").glob("*.py")]
     assert len(files) > 20
-    missing = [path.name for path in files if path.stem != "__init__" and not ast.get_docstring(ast.parse(path.read_text()))]
+    missing = [
+        path.name for path in files if path.stem != "__init__" and not ast.get_docstring(ast.parse(path.read_text()))
+    ]
     assert missing == []
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import struct
@@ -34,7 +33,15 @@ FINETUNE = (
 
 def train(model: Path, mirror: Path, output: Path, *flags: object, processes: int = 1) -> str:
     done = run_script(
-        "train_loop.py", "--model_path", model, "--data_root", mirror, "--output_dir", output, *flags, processes=processes
+        "train_loop.py",
+        "--model_path",
+        model,
+        "--data_root",
+        mirror,
+        "--output_dir",
+        output,
+        *flags,
+        processes=processes,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
@@ -116,7 +123,7 @@ def test_tensorboard_and_wandb_give_back_the_logged_values(pretrained: tuple[Pat
 
 
 def wandb_records(file: Path) -> Iterator[Any]:
-    """The records of an offline file: LevelDB's log format after a header of 7 bytes (blocks of 32 KiB; crc, length, kind)."""
+    """The records of an offline file: LevelDB log format, in blocks of 32 KiB, after a header of 7 bytes."""
     from wandb.proto import wandb_internal_pb2
 
     data, offset, whole = file.read_bytes(), 7, b""
@@ -148,7 +155,17 @@ def test_the_final_folder_is_a_stock_qwen3_that_generates(pretrained: tuple[Path
 def test_stopping_and_resuming_twice_gives_the_same_weights(
     model: Path, mirror: Path, tmp_path: Path, optim: str
 ) -> None:
-    flags = [*PRETRAIN, "--optim", optim, "--eval_strategy", "steps", "--eval_steps", "4", "--lr_scheduler_type", "constant"]
+    flags = [
+        *PRETRAIN,
+        "--optim",
+        optim,
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "4",
+        "--lr_scheduler_type",
+        "constant",
+    ]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(model, mirror, whole, *flags)
     for steps in (3, 7, 12):
@@ -161,8 +178,20 @@ def test_a_terminated_run_saves_says_so_and_goes_on(model: Path, mirror: Path, t
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     flags = [*PRETRAIN, "--max_steps", "150", "--save_steps", "1000", "--report_to", "none"]
     train(model, mirror, whole, *flags)
-    command = [sys.executable, "train_loop.py", "--model_path", model, "--data_root", mirror, "--output_dir", stopped, *flags]
-    with subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+    command = [
+        sys.executable,
+        "train_loop.py",
+        "--model_path",
+        model,
+        "--data_root",
+        mirror,
+        "--output_dir",
+        stopped,
+        *flags,
+    ]
+    with subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    ) as process:
         deadline = time.monotonic() + 120
         while not (stopped / "metrics.jsonl").exists() or not (stopped / "metrics.jsonl").read_text().count("\n") > 3:
             assert time.monotonic() < deadline
@@ -196,7 +225,9 @@ def test_fine_tuning_follows_pretraining_and_is_evaluated(
     pretrained: tuple[Path, str], mirror: Path, tmp_path: Path, name: str
 ) -> None:
     output = tmp_path / name
-    said = train(pretrained[0], mirror, output, "--dataset_name", name, *FINETUNE, "--metric_for_best_model", "eval_accuracy")
+    said = train(
+        pretrained[0], mirror, output, "--dataset_name", name, *FINETUNE, "--metric_for_best_model", "eval_accuracy"
+    )
     assert "examples to train on" in said
     evaluations = [line for line in lines(output) if "eval_loss" in line]
     per_epoch = 10 if name == "sciq" else 8
@@ -206,7 +237,15 @@ def test_fine_tuning_follows_pretraining_and_is_evaluated(
     assert losses[-1] < losses[0]
     assert (output / "prompt_templates.json").exists()
     done = run_script(
-        "eval_loop.py", "--model_path", output, "--dataset_name", name, "--data_root", mirror, "--output_dir", tmp_path / "e"
+        "eval_loop.py",
+        "--model_path",
+        output,
+        "--dataset_name",
+        name,
+        "--data_root",
+        mirror,
+        "--output_dir",
+        tmp_path / "e",
     )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "e" / f"{name}.json").read_text())["num_examples"] == 15
@@ -235,7 +274,9 @@ def test_data_of_ones_own_trains_from_local_files(model: Path, mirror: Path, tmp
     assert any("eval_accuracy" in line for line in lines(tmp_path / "qa"))
 
 
-def test_half_precision_halves_the_final_model_and_keeps_fp32_checkpoints(model: Path, mirror: Path, tmp_path: Path) -> None:
+def test_half_precision_halves_the_final_model_and_keeps_fp32_checkpoints(
+    model: Path, mirror: Path, tmp_path: Path
+) -> None:
     train(model, mirror, tmp_path / "out", *PRETRAIN, "--bf16", "--max_steps", "3")
     assert {value.dtype for value in weights(tmp_path / "out").values()} == {torch.bfloat16}
     assert {value.dtype for value in weights(tmp_path / "out" / "checkpoint-3").values()} == {torch.float32}
@@ -259,7 +300,9 @@ def test_only_the_newest_and_the_best_checkpoints_are_kept(model: Path, mirror: 
     assert kept == {"checkpoint-10", "checkpoint-12", state["best_checkpoint"]}
 
 
-def test_text_that_is_used_up_repeats_in_another_order_and_the_run_says_so(model: Path, mirror: Path, tmp_path: Path) -> None:
+def test_text_that_is_used_up_repeats_in_another_order_and_the_run_says_so(
+    model: Path, mirror: Path, tmp_path: Path
+) -> None:
     flags = [*PRETRAIN, "--dataset_name", "arxiv", "--block_size", "128", "--per_device_train_batch_size", "8"]
     said = train(model, mirror, tmp_path / "out", *flags)
     assert "the text is used up; it repeats in another order" in said
@@ -308,7 +351,17 @@ def test_a_damaged_checkpoint_is_named(pretrained: tuple[Path, str], model: Path
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
-    said = refused("--model_path", model, "--data_root", mirror, "--output_dir", output, *PRETRAIN, "--resume_from_checkpoint", "auto")
+    said = refused(
+        "--model_path",
+        model,
+        "--data_root",
+        mirror,
+        "--output_dir",
+        output,
+        *PRETRAIN,
+        "--resume_from_checkpoint",
+        "auto",
+    )
     assert f"{damaged} is damaged" in said
 
 
@@ -324,7 +377,9 @@ def test_broken_rows_and_empty_splits_are_named(model: Path, mirror: Path, tmp_p
     assert "row 1" in refused(*given, "--dataset_name", quiz, *columns)
     quiz.write_text("")
     assert "no rows" in refused(*given, "--dataset_name", quiz, *columns)
-    assert "no split 'dev'" in refused(*given, *text, "--dataset_name", "arxiv", "--data_root", mirror, "--train_split", "dev")
+    assert "no split 'dev'" in refused(
+        *given, *text, "--dataset_name", "arxiv", "--data_root", mirror, "--train_split", "dev"
+    )
     assert "longer than the training" in refused(
         *given, "--data_root", mirror, "--dataset_name", "sciq", "--warmup_steps", "1000"
     )
@@ -332,8 +387,18 @@ def test_broken_rows_and_empty_splits_are_named(model: Path, mirror: Path, tmp_p
 
 def test_zero_and_fsdp_are_refused_and_not_silently_replaced(model: Path, mirror: Path, tmp_path: Path) -> None:
     for variable, name in (("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_FSDP", "FSDP")):
-        flags = ["--model_path", model, "--data_root", mirror, "--output_dir", tmp_path / "out", *PRETRAIN, "--optim", "muon"]
+        flags = [
+            "--model_path",
+            model,
+            "--data_root",
+            mirror,
+            "--output_dir",
+            tmp_path / "out",
+            *PRETRAIN,
+            "--optim",
+            "muon",
+        ]
         done = run_script("train_loop.py", *flags, environment={variable: "true"})
         assert done.returncode == 2
         assert name in done.stderr
-    assert not (tmp_path / "out").exists() or not os.listdir(tmp_path / "out")
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())

@@ -1,0 +1,143 @@
+"""Check the data sets before training: where they come from, what is in them, and a few rows; or fill a mirror.
+
+    python prepare_datasets.py --all                       # can everything be read? reads only what it shows
+    python prepare_datasets.py --all --download mirror     # copy the files, for --data_root mirror
+    python prepare_datasets.py --demo runs/demo/mirror     # the generated demo data
+
+Promises: every chosen data set is tried, whatever becomes of the others; what cannot be had is listed at the end, with
+the reason and what to try, and the exit status is 2. A mirror is resumable: complete files are not fetched again.
+Costs: a few requests and one row group (or one gzipped file) a data set; with --download, its files.
+"""
+
+from __future__ import annotations
+
+from miniqwen.config import PrepareConfig, parse, user_errors_exit_2
+
+if __name__ == "__main__":
+    with user_errors_exit_2():  # before the heavy imports, so that --help and mistakes answer at once
+        CONFIG = parse(
+            PrepareConfig, program="prepare_datasets.py", description="Check, download or generate data sets."
+        )
+
+import functools
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from miniqwen.config import DataFlags, UserError
+from miniqwen.demo import write_demo
+from miniqwen.patience import patiently
+from miniqwen.sources import REPOSITORIES, DataFile, Repository, open_file, repository_card, resolve
+
+SHOWN_CHARACTERS = 100
+COLUMNS = {
+    "wikipedia": ("id", "url", "title", "text"),
+    "arxiv": ("id", "text"),
+    "sciq": ("question", "distractor1", "distractor2", "distractor3", "correct_answer", "support"),
+    "commonsenseqa": ("id", "question", "question_concept", "choices", "answerKey"),
+}
+
+
+def prepare(name: str, config: PrepareConfig) -> None:
+    """Resolve one data set, describe it, and download it if asked to. Raises `UserError` for what cannot be had."""
+    flags = DataFlags(
+        dataset_name=name, data_root=config.data_root, cache_dir=config.cache_dir, streaming=config.streaming,
+        wikipedia_version=config.wikipedia_version,
+    )  # fmt: skip
+    repository = resolve(name, flags)
+    print(
+        f"\n{name}: {repository.path}" + (f", configuration {repository.config_name}" if repository.config_name else "")
+    )
+    print(f"  from      {config.data_root or 'the hub, revision ' + str(repository.revision)}")
+    if repository.note:
+        print(f"  note      {repository.note.removeprefix(f'{name}: ')}")
+    for split, files in repository.splits.items():
+        print(f"  split     {split}: {shape(repository, split, files)}")
+    print(f"  columns   {', '.join(COLUMNS[name])}")
+    first = next(iter(repository.splits))
+    source = repository.source(first, COLUMNS[name])
+    rows = source.read(source.units()[0])
+    for number in range(min(config.num_samples, len(rows[COLUMNS[name][0]]))):
+        print(f"  {first}[{number}]  {sample(name, {column: values[number] for column, values in rows.items()})}")
+    if config.download:
+        download(repository, Path(config.download))
+
+
+def shape(repository: Repository, split: str, files: tuple[DataFile, ...]) -> str:
+    """Files, bytes and rows of a split; rows of files that are not parquet are unknown until they are read."""
+    units = repository.source(split, ()).units()
+    counts = [unit.rows for unit in units if unit.rows is not None]
+    rows = f"{sum(counts):,} rows in {len(units)} row groups" if counts else "rows unknown until they are read"
+    return f"{len(files)} files, {sum(file.size for file in files) / 1e6:,.1f} MB, {rows}"
+
+
+def sample(name: str, row: dict[str, Any]) -> str:
+    """A row on one line, the answer of a question marked with a star."""
+    if name == "sciq":
+        wrong = [row[f"distractor{number}"] for number in (1, 2, 3)]
+        return (
+            f"{shortened(row['question'])}  {' | '.join(map(shortened, wrong))} | *{shortened(row['correct_answer'])}"
+        )
+    if name == "commonsenseqa":
+        pairs = zip(row["choices"]["label"], row["choices"]["text"], strict=True)
+        choices = ("*" * (label == row["answerKey"]) + shortened(text) for label, text in pairs)
+        return f"{shortened(row['question'])}  {' | '.join(choices)}"
+    return shortened(f"{row.get('title') or row['id']}: {row['text']}")
+
+
+def shortened(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"
+
+
+def download(repository: Repository, root: Path) -> None:
+    """Copy a data set's files and its card to ROOT/OWNER/NAME; each file appears whole or not at all."""
+    folder = root / repository.path
+    files = [*(file for found in repository.splits.values() for file in found), *repository_card(repository)]
+    total = sum(file.size for file in files)
+    with tqdm(total=total, unit="B", unit_scale=True, desc=f"  download {repository.name}", mininterval=1) as bar:
+        for file in files:
+            target = folder / file.path
+            if not (target.is_file() and target.stat().st_size == file.size):
+                patiently(functools.partial(copy, file, target), f"{repository.name}: {file.path}")
+            bar.update(file.size)
+    print(f"  mirrored  {len(files)} files, {total / 1e6:,.1f} MB in {folder}; use it with --data_root {root}")
+
+
+def copy(file: DataFile, target: Path) -> None:
+    """One file, under a temporary name until it is complete. A connection that is cut is tried again by the caller."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.part")
+    with open_file(file.url) as opened, partial.open("wb") as written:
+        shutil.copyfileobj(opened, written, 1 << 20)
+    if partial.stat().st_size != file.size:
+        raise ConnectionError(f"{partial.stat().st_size} of {file.size} bytes came")
+    partial.replace(target)
+
+
+def main(config: PrepareConfig) -> None:
+    """Everything that was asked for; raises `UserError` with all that failed."""
+    if config.demo:
+        summary = write_demo(Path(config.demo))
+        print(f"demo data in {config.demo}: {', '.join(f'{value:,} {name}' for name, value in vars(summary).items())}")
+        print(f"use it with --data_root {config.demo}")
+        return
+    problems: list[str] = []
+    for name in config.datasets:
+        try:
+            prepare(name, config)
+        except UserError as error:
+            print(f"\n{name}: {REPOSITORIES[name]}\n  FAILED    {error.problems[0]}", flush=True)
+            problems += error.problems
+        except OSError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise UserError(*problems)
+    print(f"\nall of {', '.join(config.datasets)} can be read")
+
+
+if __name__ == "__main__":
+    with user_errors_exit_2():
+        main(CONFIG)

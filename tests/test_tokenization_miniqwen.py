@@ -1,0 +1,137 @@
+"""Laws of the tokenizer: Qwen's splits, nothing lost, nothing forged, the same ids in stock transformers."""
+
+from __future__ import annotations
+
+import json
+import random
+import unicodedata
+from pathlib import Path
+
+import pytest
+import regex
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from miniqwen.config import UserError
+from miniqwen.tokenization_miniqwen import (
+    PATTERN,
+    SPECIAL_TOKENS,
+    encode_documents,
+    encode_text,
+    load_tokenizer,
+    train_tokenizer,
+)
+
+WORDS = ["".join(random.Random(n).choices("stremdlv", k=6)) for n in range(60)]
+TEXTS = [f"The {word} isn't {n} metres from the {word}'s edge.\n\n" for n, word in enumerate(WORDS * 2)]
+TOKENIZER = train_tokenizer(TEXTS, 400)
+# Of every kind the pattern tells apart: letters of several scripts, marks, digits, punctuation, spaces, line ends.
+ODD = (
+    "aZéßñ你好кλא" + "\u0301\u0308" + "059²٣½" + "'’.,!?-_#$€\u200d😀" + " \t\u00a0\u2003\u3000" + "\r\n\u2028\x00\x7f"
+)
+odd_texts = st.text(st.sampled_from(ODD + "stremdlv") | st.characters(codec="utf-8"), max_size=60)
+
+
+def pieces(text: str) -> list[str]:
+    """What the tokenizer's pre-tokenizer cuts a (normalised) text into."""
+    return [text[start:stop] for _, (start, stop) in TOKENIZER.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.sampled_from(ODD + "stremdlv"), max_size=60))
+def test_the_pre_tokenizer_cuts_where_the_pattern_says_by_the_regex_package(text: str) -> None:
+    assert pieces(text) == regex.findall(PATTERN, text)
+
+
+def test_the_pattern_cuts_as_qwens_tokenizers_do() -> None:
+    assert pieces("I'LL pay 1024€ now") == ["I", "'LL", " pay", " ", "1", "0", "2", "4", "€", " now"]
+    assert pieces("don't  stop...\n\n  x") == ["don", "'t", " ", " stop", "...\n\n", " ", " x"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(odd_texts)
+def test_every_text_comes_back_from_its_tokens_in_normal_form_c(text: str) -> None:
+    assert TOKENIZER.decode(encode_text(TOKENIZER, text)) == unicodedata.normalize("NFC", text)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(odd_texts, max_size=5))
+def test_documents_are_their_texts_tokens_and_one_end_token(texts: list[str]) -> None:
+    expected = [[*encode_text(TOKENIZER, text), TOKENIZER.eos_token_id] for text in texts]
+    assert encode_documents(TOKENIZER, texts) == expected
+
+
+@pytest.mark.parametrize("special", SPECIAL_TOKENS)
+def test_a_special_token_spelled_in_a_text_stays_text(special: str) -> None:
+    ids = encode_text(TOKENIZER, f"a {special} b")
+    assert not set(ids) & set(TOKENIZER.all_special_ids)
+    assert TOKENIZER.decode(ids) == f"a {special} b"
+
+
+def test_half_a_surrogate_pair_is_encoded_as_a_question_mark() -> None:
+    assert encode_text(TOKENIZER, json.loads('"a\\ud800b"')) == encode_text(TOKENIZER, "a?b")
+    assert len(train_tokenizer([json.loads('"\\udfff"')], 300)) == 259
+
+
+def test_chat_turns_have_special_tokens_also_after_documents_were_encoded() -> None:
+    encode_text(TOKENIZER, "first")
+    turns = [{"role": "user", "content": "hi"}]
+    text = TOKENIZER.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    ids = TOKENIZER.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+    start, end = TOKENIZER.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert (ids.count(start), ids.count(end), ids[0]) == (2, 1, start)
+
+
+def test_the_vocabulary_has_the_size_asked_for_with_the_special_tokens_last() -> None:
+    assert sorted(TOKENIZER.get_vocab().values()) == list(range(400))
+    assert TOKENIZER.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == [397, 398, 399]
+    assert TOKENIZER.eos_token == TOKENIZER.pad_token == "<|endoftext|>"
+
+
+def test_a_text_with_too_few_pairs_gives_a_smaller_vocabulary_and_no_text_the_bytes_alone() -> None:
+    assert 259 < len(train_tokenizer(["to and fro"] * 9, 5000)) < 275
+    assert len(train_tokenizer([], 300)) == 259
+    with pytest.raises(ValueError, match="259"):
+        train_tokenizer(TEXTS, 258)
+
+
+def test_training_depends_on_the_texts_alone() -> None:
+    assert train_tokenizer(iter(TEXTS), 400).get_vocab() == TOKENIZER.get_vocab()
+    assert train_tokenizer(["other words altogether"] * 9, 400).get_vocab() != TOKENIZER.get_vocab()
+
+
+def saved(tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_stock_auto_tokenizer_reads_the_saved_folder_and_gives_the_same_ids(tmp_path: Path) -> None:
+    stock = AutoTokenizer.from_pretrained(saved(TOKENIZER, tmp_path))
+    ours = load_tokenizer(tmp_path)
+    for text in (*TEXTS[:5], ODD, "cafe\u0301  \n\n12,345 <x>"):
+        assert stock(text)["input_ids"] == encode_text(TOKENIZER, text) == encode_text(ours, text)
+    assert stock.chat_template == TOKENIZER.chat_template
+    assert (stock.eos_token_id, stock.pad_token_id, len(stock)) == (397, 397, 400)
+    cuts = json.loads((tmp_path / "tokenizer.json").read_text())["pre_tokenizer"]["pretokenizers"]
+    assert cuts[0]["pattern"]["Regex"] == PATTERN
+    alone = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert alone.encode(TEXTS[0]).ids == encode_text(TOKENIZER, TEXTS[0])
+
+
+def test_a_folder_without_a_usable_tokenizer_is_an_error_that_says_why(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no tokenizer to load"):
+        load_tokenizer(tmp_path / "nothing")
+    folder = saved(TOKENIZER, tmp_path / "endless")
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token": None, "pad_token": None}))
+    with pytest.raises(UserError, match="no end token"):
+        load_tokenizer(folder)
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="no tokenizer that can be loaded"):
+        load_tokenizer(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="no tokenizer to load"):  # stock transformers makes one of 3 entries
+        load_tokenizer(folder)
