@@ -13,6 +13,7 @@ final model for stock transformers, checkpoints, metrics and the resolved config
 from __future__ import annotations
 
 from miniqwen.config import TrainConfig, parse, user_errors_exit_2
+from miniqwen.preemption import StopRequest
 from miniqwen.qa import template_flags
 
 if __name__ == "__main__":
@@ -23,6 +24,7 @@ if __name__ == "__main__":
             description="Pretrain or fine-tune a MiniQwen model.",
             checks=[template_flags],
         )
+    STOP = StopRequest(CONFIG)  # before the heavy imports too: no signal is lost
 
 import math
 from dataclasses import dataclass, replace
@@ -32,14 +34,17 @@ from typing import Any
 
 import torch
 
+from miniqwen.bad_updates import BadUpdates
 from miniqwen.batches import Plan
 from miniqwen.checkpoint import Progress, load_optimizer_tensors
 from miniqwen.config import UserError
+from miniqwen.ending import failures_told, reason_to_stop
 from miniqwen.metrics import predictions
 from miniqwen.modeling_miniqwen import count_parameters, load_model
 from miniqwen.optimizers import make_optimizer, make_schedule, set_learning_rate
-from miniqwen.output_folder import OutputFolder, check_resumable, checkpoint_to_resume, open_output_dir
-from miniqwen.runtime import Runtime, StopRequest
+from miniqwen.output_folder import OutputFolder, check_resumable, checkpoint_to_resume, open_output_dir, versions
+from miniqwen.preemption import GivenUp, Preempted, next_update, until_stopped
+from miniqwen.runtime import Runtime
 from miniqwen.scoring import score_share
 from miniqwen.tasks import Task, make_task
 from miniqwen.tokenization_miniqwen import load_tokenizer
@@ -86,6 +91,7 @@ class Run:
     model: torch.nn.Module
     optimizer: Any
     runtime: Runtime
+    stop: StopRequest
     tracker: Tracker
     output: OutputFolder | None
 
@@ -100,8 +106,8 @@ class Run:
         self.runtime.wait()
 
 
-def train(config: TrainConfig, task: Task, steps: Steps, run: Run, progress: Progress) -> tuple[Progress, str]:
-    """Updates from `progress.step` to the last one; returns how far the run came, and its status.
+def train(config: TrainConfig, task: Task, steps: Steps, run: Run, progress: Progress) -> tuple[Progress, bool]:
+    """Updates from `progress.step` to the last one; returns how far the run came, and whether it was asked to stop.
 
     At each boundary between updates: evaluate, save, then make the next update.
     """
@@ -110,65 +116,84 @@ def train(config: TrainConfig, task: Task, steps: Steps, run: Run, progress: Pro
     updates = task.updates(progress.cursor)
     carried = progress.pending_loss if runtime.is_main else 0.0  # a sum over the ranks: one of them goes on with it
     window = Window(runtime.device, carried, progress.pending_targets)
-    stop, stopping, start = StopRequest(), False, progress.step
+    bad_updates = BadUpdates(config, runtime, task.tokenizer)
+    saved = progress
     model.train()
 
-    for step in range(start, steps.total + 1):
-        last = step == steps.total or stopping
-        if step > start and not stopping and steps.evaluation_is_due(step):
+    while True:
+        step = progress.step
+        last = step == steps.total
+        if step > progress.evaluated_step and steps.evaluation_is_due(step):
             progress = evaluated(config, task, run, progress)
-            last = last or out_of_patience(config, progress)
-        if step > start and (last or step % config.save_steps == 0 or progress.best_step == step):
+            whole = progress.evaluated_step == step  # unless a stop request came
+            last = whole and (last or out_of_patience(config, progress))
+        if progress is not saved and (last or step % config.save_steps == 0 or progress.best_step == step):
             run.save(progress, window)
+            saved = progress
         if last:
-            break
+            return progress, False
 
         began = perf_counter()
+        arrived = next_update(updates, run.stop, runtime)
+        if arrived is None:  # a rank was asked to stop
+            if progress is not saved:
+                run.save(progress, window)
+            return progress, True
+        update, num_targets, num_tokens = arrived
+        waited = perf_counter() - began
         learning_rate = config.learning_rate * schedule(step)
         set_learning_rate(optimizer, learning_rate)  # before backward: some backends step inside it
-        update = next(updates)
-        waited = perf_counter() - began
-        num_targets, num_tokens, stops = runtime.sum(update.num_targets, update.num_tokens, int(stop.requested))
+        losses = []
         for number, micro_batch in enumerate(update.micro_batches, 1):
             with runtime.accumulating(model, sync=number == len(update.micro_batches)):
                 loss_sum = model(**vars(micro_batch.to(runtime.device)))
                 runtime.backward(loss_sum, num_targets)
-            window.add_loss(loss_sum)
+            losses.append(loss_sum.detach())
         grad_norm = runtime.step(model, optimizer, config.max_grad_norm)
 
-        stopping = stops > 0
+        skipped = not math.isfinite(grad_norm)  # on every rank alike
+        if skipped:
+            bad_updates.add(progress, update, losses, grad_norm)
+        else:
+            window.add_losses(losses)
         if update.epoch > progress.epoch and task.updates_per_epoch is None:
             runtime.print(f"update {step + 1}: the text is used up; it repeats in another order (epoch {update.epoch})")
         progress = replace(
-            progress, step=step + 1, tokens=progress.tokens + num_tokens, epoch=update.epoch, cursor=update.cursor
+            progress.with_update(skipped), tokens=progress.tokens + num_tokens, epoch=update.epoch, cursor=update.cursor
         )
-        window.add_update(num_targets, num_tokens, waited, perf_counter() - began)
+        window.add_update(0 if skipped else num_targets, num_tokens, waited, perf_counter() - began)
+        runtime.lower_timeouts()  # what takes long, it took in the first update
         run.tracker.advance()
         if progress.step % config.logging_steps == 0 or progress.step in (1, steps.total):
             metrics = window.metrics(runtime, learning_rate, grad_norm, steps.total - progress.step)
-            run.tracker.train(progress.step, {**metrics, "tokens": progress.tokens, "epoch": steps.epoch(progress)})
+            counts = {"tokens": progress.tokens, "skipped_updates": progress.skipped_updates}
+            run.tracker.train(progress.step, {**metrics, **counts, "epoch": steps.epoch(progress)})
             window = Window(runtime.device)
-    return progress, "preempted" if stopping and progress.step < steps.total else "finished"
 
 
 def evaluated(config: TrainConfig, task: Task, run: Run, progress: Progress) -> Progress:
-    """`progress` after an evaluation at its step, which the tracker is told of."""
+    """`progress` after an evaluation at its step, which the tracker is told of; unchanged when a stop request came."""
     began = perf_counter()
-    result = evaluate(config, task, run.runtime.unwrap(run.model), run.runtime)
+    try:
+        result = evaluate(config, task, run)
+    except GivenUp:
+        return progress
     run.tracker.evaluation(progress.step, {**result, "eval_seconds": perf_counter() - began})
     return progress.with_evaluation(result[config.metric_for_best_model], config.larger_is_better)
 
 
 @torch.no_grad()
-def evaluate(config: TrainConfig, task: Task, model: torch.nn.Module, runtime: Runtime) -> dict[str, float]:
+def evaluate(config: TrainConfig, task: Task, run: Run) -> dict[str, float]:
     """`eval_loss`: cross-entropy summed over all validation tokens of all ranks, divided by their number.
 
     For questions with choices also `eval_accuracy`: the share whose right choice has the highest log-likelihood.
+    Raises `GivenUp` on every rank when one is asked to stop.
     """
+    model, runtime = run.runtime.unwrap(run.model), run.runtime
     was_training = model.training
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=runtime.device)
-    for micro_batch in task.validation:
+    for micro_batch in until_stopped(task.validation, run.stop, runtime):
         loss += model(**vars(micro_batch.to(runtime.device)))
     (num_targets,) = runtime.sum(sum(batch.num_targets for batch in task.validation))
     result = {"eval_loss": runtime.sum_tensor(loss).item() / max(num_targets, 1)}
@@ -191,11 +216,13 @@ def out_of_patience(config: TrainConfig, progress: Progress) -> bool:
     return patience is not None and progress.evaluations_without_best >= patience
 
 
-def main(config: TrainConfig) -> None:
+def main(config: TrainConfig, stop: StopRequest) -> None:
     """One run: open everything, train (or only evaluate), write the final model."""
     runtime = Runtime(config)
+    runtime.agree({**versions(), **{f"--{name}": value for name, value in vars(config).items()}})
     if runtime.is_main:
         open_output_dir(config)
+        stop.forget_stale_file()
     runtime.wait()
     checkpoint = checkpoint_to_resume(config)
     source = checkpoint.folder if checkpoint else Path(str(config.model_path))
@@ -208,6 +235,7 @@ def main(config: TrainConfig) -> None:
     steps = Steps.of(config, task)
     if checkpoint:
         check_resumable(checkpoint, task.identity, steps.total)
+    runtime.agree({"data": task.identity, "checkpoint": str(checkpoint.progress) if checkpoint else None})
     progress = checkpoint.progress if checkpoint else Progress()
 
     model = load_model(source)
@@ -230,32 +258,29 @@ def main(config: TrainConfig) -> None:
     tracker = Tracker(
         config, runtime.is_main, progress.step, steps.total, checkpoint.wandb_run_id if checkpoint else None
     )
-    run = Run(prepared, prepared_optimizer, runtime, tracker, output)
+    run = Run(prepared, prepared_optimizer, runtime, stop, tracker, output)
     if output:
         output.start(
             progress,
             tracker.wandb_run_id,
             {"data": task.identity, "parameters": parameters, "runs_on": runtime.describe()},
         )
-    try:
+    with failures_told(config, runtime, stop, tracker):
         if config.trains:
-            progress, status = train(config, task, steps, run, progress)
+            progress, stopped = train(config, task, steps, run, progress)
         else:
-            evaluated(config, task, run, progress)
-            status = "finished"
-        if output and config.trains:
+            stopped = evaluated(config, task, run, progress) is progress
+        reason = reason_to_stop(stop, runtime) if stopped else None
+        if output and config.trains and not stopped:
             print(f"{output.write_final_model(runtime.unwrap(prepared), progress)} is in {output.folder}")
-    except BaseException:
-        tracker.close(failed=True)
-        if output:
-            output.set_status("failed", progress, tracker.wandb_run_id)
-        raise
     tracker.close()
     if output:
-        output.set_status(status, progress, tracker.wandb_run_id)
+        output.set_status("preempted" if stopped else "finished", progress, tracker.wandb_run_id, reason)
     runtime.close()
+    if stopped:
+        raise Preempted(config.preempted_exit_code)
 
 
 if __name__ == "__main__":
-    with user_errors_exit_2():
-        main(CONFIG)
+    with user_errors_exit_2(), STOP.ends_cleanly():
+        main(CONFIG, STOP)

@@ -172,25 +172,41 @@ def example_updates(examples: Sequence[Example], plan: Plan, seed: int, cursor: 
         epoch, update = epoch + 1, 0
 
 
-def prefetched(items: Iterator[Item], ahead: int = 2) -> Iterator[Item]:
+class Prefetched(Iterator[Item]):
     """The same items, made by a background thread that works up to `ahead` of them in advance.
 
     An error in the thread is raised here, in its place. Cursors travel with the items, so working ahead changes
     nothing.
     """
-    made: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(maxsize=ahead)
 
-    def work() -> None:
+    def __init__(self, items: Iterator[Item], ahead: int) -> None:
+        self._made: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(maxsize=ahead)
+        threading.Thread(target=self._work, args=(items,), daemon=True).start()
+
+    def within(self, seconds: float | None) -> Item | None:
+        """The next item, or None when it does not come in time; None `seconds` wait without end."""
         try:
-            for item in items:
-                made.put((item, None))
-        except BaseException as error:
-            made.put((None, error))
-
-    threading.Thread(target=work, daemon=True).start()
-    while True:
-        item, error = made.get()
+            item, error = self._made.get(timeout=seconds)
+        except queue.Empty:
+            return None
         if error is not None:
             raise error
+        return item
+
+    def __next__(self) -> Item:
+        item = self.within(None)
         assert item is not None
-        yield item
+        return item
+
+    def _work(self, items: Iterator[Item]) -> None:
+        try:
+            for item in items:
+                self._made.put((item, None))
+            self._made.put((None, StopIteration()))
+        except BaseException as error:
+            self._made.put((None, error))
+
+
+def prefetched(items: Iterator[Item], ahead: int = 2) -> Prefetched[Item]:
+    """`items`, made in advance; see `Prefetched`."""
+    return Prefetched(items, ahead)

@@ -38,6 +38,9 @@ class Progress:
     best_metric: float | None = None
     best_step: int | None = None
     evaluations_without_best: int = 0
+    evaluated_step: int = 0  # of the last evaluation
+    skipped_updates: int = 0  # whose loss or gradient was not finite
+    skipped_in_a_row: int = 0
     # of the updates that no line of metrics has told of yet, so that a resumed run writes the same lines
     pending_loss: float = 0.0
     pending_targets: int = 0
@@ -46,8 +49,17 @@ class Progress:
         """After an evaluation that gave `metric` at this step."""
         best = self.best_metric
         if best is None or (metric > best if larger_is_better else metric < best):
-            return replace(self, best_metric=metric, best_step=self.step, evaluations_without_best=0)
-        return replace(self, evaluations_without_best=self.evaluations_without_best + 1)
+            better: dict[str, Any] = {"best_metric": metric, "best_step": self.step, "evaluations_without_best": 0}
+            return replace(self, evaluated_step=self.step, **better)
+        without = self.evaluations_without_best + 1
+        return replace(self, evaluated_step=self.step, evaluations_without_best=without)
+
+    def with_update(self, skipped: bool) -> Progress:
+        """After an update that was made, or skipped because it was not finite."""
+        in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        return replace(
+            self, step=self.step + 1, skipped_updates=self.skipped_updates + skipped, skipped_in_a_row=in_a_row
+        )
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,13 @@ SCHEDULES = ("linear", "cosine", "cosine_with_min_lr", "polynomial", "constant",
 TEXT_DATASETS = ("wikipedia", "arxiv", "both")
 QA_DATASETS = ("sciq", "commonsenseqa")
 TRACKERS = ("tensorboard", "wandb")
+STOP_FILE = "STOP"  # touched in --output_dir, it ends the run
 # What a run leaves in its folder: all that --overwrite_output_dir deletes there.
 LEFT_BY_A_RUN = (
-    "config.yaml", "metrics.jsonl", "trainer_state.json", "runs", "wandb", "report.html", "checkpoint-*", ".*.tmp",
-    "model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json",
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "chat_template.jinja", "prompt_templates.json",
+    STOP_FILE, "bad_updates.json", "config.yaml", "metrics.jsonl", "trainer_state.json", "runs", "wandb", "report.html",
+    "checkpoint-*", ".*.tmp", "model*.safetensors", "model.safetensors.index.json", "config.json",
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "prompt_templates.json",
 )  # fmt: skip
 
 
@@ -194,6 +195,17 @@ class TrainConfig(DataFlags):
     greater_is_better: bool | None = flag(None, "direction of the metric (default: by its name)", group="evaluation")
     early_stopping_patience: int | None = flag(None, "stop after N evaluations without a new best", group="evaluation")
 
+    max_time: str | None = flag(
+        None, "save and end after this time: seconds, MM:SS, HH:MM:SS or D-HH:MM:SS, from the start of the process",
+        group="survival")  # fmt: skip
+    preempted_exit_code: int = flag(0, "exit status of a run that was stopped and saved", group="survival")
+    collective_timeout: float = flag(
+        600.0, "seconds after which a rank that does not come to a collective ends the run; at the start, until the "
+        "first update is made, at least 1800", group="survival")  # fmt: skip
+    max_bad_steps: int = flag(
+        10, "updates in a row with a loss or gradient that is not finite, after which the run fails; one such update "
+        "is skipped and counted", group="survival")  # fmt: skip
+
     logging_steps: int = flag(10, "updates between two lines of metrics", group="output")
     save_steps: int = flag(500, "updates between checkpoints; the last update is always saved", group="output")
     save_total_limit: int | None = flag(None, "keep the newest N checkpoints (and the best one)", group="output")
@@ -238,6 +250,11 @@ class TrainConfig(DataFlags):
         return {name: share / sum(parsed.values()) for name, share in parsed.items()}
 
     @property
+    def max_seconds(self) -> float | None:
+        """`--max_time` in seconds; None when it was not given. Raises `ValueError` when it is no time."""
+        return None if self.max_time is None else seconds(self.max_time)
+
+    @property
     def larger_is_better(self) -> bool:
         return (
             self.greater_is_better
@@ -256,6 +273,7 @@ class TrainConfig(DataFlags):
             *self._step_problems(),
             *self._evaluation_problems(),
             *self._precision_problems(),
+            *self._survival_problems(),
             *model_problems(self.model_path, self.length if self._sizes_are_positive() else None),
             *self._output_problems(),
         ]
@@ -362,6 +380,21 @@ class TrainConfig(DataFlags):
                 return ["--fp16 needs a GPU, and none is visible: use --bf16, which works on CPUs too"]
         return []
 
+    def _survival_problems(self) -> list[str]:
+        found = []
+        try:
+            if self.max_seconds is not None and not self.max_seconds > 0:
+                found.append(f"--max_time {self.max_time}: must be above 0")
+        except ValueError:
+            found.append(f"--max_time {self.max_time}: expected seconds, MM:SS, HH:MM:SS or D-HH:MM:SS")
+        if not 0 <= self.preempted_exit_code <= 255:
+            found.append(f"--preempted_exit_code {self.preempted_exit_code}: must lie between 0 and 255")
+        if not self.collective_timeout >= 1:
+            found.append(f"--collective_timeout {self.collective_timeout:g}: must be at least 1 (second)")
+        if self.max_bad_steps < 1:
+            found.append(f"--max_bad_steps {self.max_bad_steps}: must be at least 1")
+        return found
+
     def _output_problems(self) -> list[str]:
         """Nothing that is already there may be lost without being asked for."""
         if not self.output_dir:
@@ -384,7 +417,7 @@ class TrainConfig(DataFlags):
                 f"--overwrite_output_dir would delete the model in --model_path {self.model_path}: "
                 "choose another --output_dir"
             )
-        elif folder.is_dir() and any(folder.iterdir()) and not self.overwrite_output_dir:
+        elif folder.is_dir() and any(p.name != STOP_FILE for p in folder.iterdir()) and not self.overwrite_output_dir:
             inside = Path(resume).resolve().parent == folder.resolve()
             continues = inside or (
                 resume == "auto" and (_has_checkpoint(folder) or not (folder / "config.json").exists())
@@ -540,6 +573,20 @@ def model_problems(model_path: str | None, length: int | None) -> list[str]:
             "lower --block_size or --max_seq_length"
         ]
     return []
+
+
+def seconds(time: str) -> float:
+    """`90`, `1:30`, `0:01:30` or `0-00:01:30` in seconds; raises `ValueError` for anything else."""
+    days, dash, rest = time.rpartition("-")
+    parts = rest.split(":")
+    if (dash and not days.isdigit()) or not 1 <= len(parts) <= 3 or not all(part.isdigit() for part in parts[:-1]):
+        raise ValueError(time)
+    if not parts[-1].replace(".", "", 1).isdigit():
+        raise ValueError(time)
+    total = 0.0
+    for part in parts:
+        total = total * 60 + float(part)
+    return total + 86400 * int(days or 0)
 
 
 def mixture_problems(mixture: str, dataset_name: str | None) -> list[str]:

@@ -8,6 +8,7 @@ one is deleted; the final model appears whole. Costs: see checkpoint.py.
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import shutil
 import subprocess
@@ -73,16 +74,17 @@ class OutputFolder:
 
     def start(self, progress: Progress, wandb_run_id: str | None, recorded: Mapping[str, Any]) -> None:
         """Write config.yaml and say that the run is on."""
-        facts = {**recorded, "versions": _versions(), "git_commit": _git_commit()}
+        facts = {**recorded, "versions": versions(), "git_commit": _git_commit()}
         write_text(self.folder / "config.yaml", dump(self._config, facts))
         self.set_status("running", progress, wandb_run_id)
 
-    def set_status(self, status: str, progress: Progress, wandb_run_id: str | None) -> None:
-        """trainer_state.json: running, finished, preempted or failed, and where the checkpoints are."""
+    def set_status(self, status: str, progress: Progress, wandb_run_id: str | None, reason: str | None = None) -> None:
+        """trainer_state.json: running, finished, preempted or failed, why, and where the checkpoints are."""
         names = [path.name for path in complete_checkpoints(self.folder)]
         best = f"checkpoint-{progress.best_step}"
         state = {
             "status": status,
+            "reason": reason,
             "step": progress.step,
             "last_checkpoint": names[-1] if names else None,
             "best_checkpoint": best if best in names else None,
@@ -133,6 +135,16 @@ class OutputFolder:
         return write
 
 
+def note_end(folder: Path, status: str, reason: str) -> None:
+    """Say in trainer_state.json how the run ended and why; what it says of the checkpoints stays true.
+
+    Any rank may do it: rank 0 may be the one that is gone.
+    """
+    file = folder / "trainer_state.json"
+    if file.exists():
+        write_json(file, {**json.loads(file.read_text(encoding="utf-8")), "status": status, "reason": reason})
+
+
 def check_resumable(checkpoint: Checkpoint, identity: Mapping[str, Any], total_steps: int) -> None:
     """Raises `UserError` when the data, its order or the length of the training do not continue the checkpoint's."""
     differences = changed(checkpoint.identity, identity)
@@ -161,7 +173,7 @@ def changed(stored: Mapping[str, Any], current: Mapping[str, Any], prefix: str =
     return found
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in VERSIONS:
         try:

@@ -9,33 +9,23 @@ Costs: one all-reduce of a few integers per update, over gloo, so that nothing w
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import signal
-import types
-from collections.abc import Iterator
+import platform
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from transformers.utils import logging as transformers_logging
 
 from miniqwen.config import TrainConfig, UserError
+from miniqwen.peers import Peers, differing
 
-
-class StopRequest:
-    """Set by SIGTERM and SIGINT: the run saves and ends at the next update; a second Ctrl-C ends it at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
-
-    def _receive(self, number: int, frame: types.FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.requested = True
+START_UP = 1800.0  # seconds a collective may take until the first update is made: downloads, compilation
 
 
 class Runtime:
@@ -46,19 +36,24 @@ class Runtime:
         problems = launch_problems()
         if problems:
             raise UserError(*problems)
+        self._timeout = config.collective_timeout
+        patience = timedelta(seconds=max(START_UP, self._timeout))
         if not torch.cuda.is_available():
-            PartialState(cpu=True)
+            PartialState(cpu=True, timeout=patience)
         # the tokenizer's threads; read once, when it first encodes
         os.environ["RAYON_NUM_THREADS"] = str(config.preprocessing_num_workers)
         precision = "fp16" if config.fp16 else "bf16" if config.bf16 else "no"
-        self._accelerator = Accelerator(mixed_precision=precision)
+        self._accelerator = Accelerator(
+            mixed_precision=precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)]
+        )
         self.precision = {"no": "fp32"}.get(precision, precision)
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index
         self.world_size: int = self._accelerator.num_processes
         self.is_main = self.rank == 0
         # counts and flags stay on the CPU: reading them never waits for the GPU
-        self._counts = dist.new_group(backend="gloo") if self.world_size > 1 else None
+        self._counts = dist.new_group(backend="gloo", timeout=patience) if self.world_size > 1 else None
+        self.peers = Peers(self.rank, self.gather(platform.node())) if self.world_size > 1 else None
         set_seed(config.seed)
         transformers_logging.disable_progress_bar()  # of loading and saving weights: the run has a bar of its own
 
@@ -86,16 +81,23 @@ class Runtime:
         """Gradients of `loss_sum / num_targets`, with the targets counted over the whole update and all ranks.
 
         Backends average gradients over ranks, so the sum needs the world size as a factor: here and nowhere else.
+        A loss that is not finite makes the gradients so too, on every rank: their norm then tells of both.
         """
-        self._accelerator.backward(loss_sum * (self.world_size / max(num_targets, 1)))
+        poison = torch.where(loss_sum.detach().isfinite(), 1.0, torch.nan)
+        self._accelerator.backward(loss_sum * (poison * (self.world_size / max(num_targets, 1))))
 
-    def step(self, model: torch.nn.Module, optimizer: Any, max_grad_norm: float) -> torch.Tensor:
-        """Clip, update and clear; returns the gradient norm before clipping (a scalar on the device)."""
+    def step(self, model: torch.nn.Module, optimizer: Any, max_grad_norm: float) -> float:
+        """Clip, update and clear; returns the gradient norm before clipping.
+
+        Where that is not finite, which all ranks find alike, nothing is updated. Reading the norm is the one place
+        where the host waits for the device in an update.
+        """
         limit = max_grad_norm if max_grad_norm > 0 else float("inf")
-        norm = self._accelerator.clip_grad_norm_(model.parameters(), limit)
-        optimizer.step()
+        norm = float(self._accelerator.clip_grad_norm_(model.parameters(), limit))
+        if math.isfinite(norm) or self.precision == "fp16":  # fp16's loss scaler skips by itself, and learns from it
+            optimizer.step()
         optimizer.zero_grad()
-        return norm.detach()
+        return norm
 
     def sum(self, *values: int) -> tuple[int, ...]:
         """Each integer summed over the ranks."""
@@ -119,6 +121,17 @@ class Runtime:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self._counts)
         return values
+
+    def agree(self, facts: Mapping[str, Any]) -> None:
+        """Raises `UserError` on every rank, naming what differs, when the ranks do not all bring the same facts."""
+        problems = differing(self.gather(dict(facts)), self.peers.hosts if self.peers else [])
+        if problems:
+            raise UserError(*problems)
+
+    def lower_timeouts(self) -> None:
+        """From the first update on a rank that does not come to a collective is missed sooner."""
+        for group in list(dist.distributed_c10d._world.pg_map) if self.peers else ():
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=self._timeout), group)
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from miniqwen.batches import (
     MicroBatch,
     Plan,
+    Prefetched,
     Update,
     block_batch,
     example_batch,
@@ -47,7 +48,7 @@ class Task:
     `tokenizer` is the one that made the tokens.
     """
 
-    updates: Callable[[Mapping[str, Any]], Iterator[Update]]
+    updates: Callable[[Mapping[str, Any]], Prefetched[Update]]
     validation: Sequence[MicroBatch]
     identity: Mapping[str, Any]
     notes: Sequence[str]
@@ -89,7 +90,7 @@ def _text_task(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, plan: Pl
         kept = f"the first {held_out.count} rows are kept for it" if held_out.count else "from a split of its own"
         notes.append(f"{name}: {len(source.files)} files; validation: {len(kept_blocks)} blocks, {kept}")
 
-    def updates(cursor: Mapping[str, Any]) -> Iterator[Update]:
+    def updates(cursor: Mapping[str, Any]) -> Prefetched[Update]:
         def lane_blocks(lane: int, start: Any) -> Iterator[Any]:
             return pack(
                 lambda name, position: encoded_documents(orders[name].documents(lane, position), encode),

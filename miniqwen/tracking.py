@@ -12,7 +12,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,10 @@ class Window:
         self._targets, self._tokens, self._updates = pending_targets, 0, 0
         self._seconds, self._waited = 0.0, 0.0
 
-    def add_loss(self, loss_sum: torch.Tensor) -> None:
-        """The summed loss of one micro-batch of this rank."""
-        self._loss += loss_sum.detach()
+    def add_losses(self, losses: Sequence[torch.Tensor]) -> None:
+        """The summed loss of each micro-batch of this rank in one update."""
+        for loss_sum in losses:
+            self._loss += loss_sum
 
     def add_update(self, num_targets: int, num_tokens: int, waited: float, seconds: float) -> None:
         """The counts of one update over all ranks, and the seconds it took (`waited` of them for data)."""
@@ -58,14 +59,12 @@ class Window:
         """What a checkpoint has to carry over. Every rank calls it."""
         return {"pending_loss": runtime.sum_tensor(self._loss).item(), "pending_targets": self._targets}
 
-    def metrics(
-        self, runtime: Runtime, learning_rate: float, grad_norm: torch.Tensor, updates_left: int
-    ) -> dict[str, float]:
+    def metrics(self, runtime: Runtime, learning_rate: float, grad_norm: float, updates_left: int) -> dict[str, float]:
         """One line of metrics: the mean loss over all target tokens of the window, and speed. Every rank calls it."""
         return {
             "loss": runtime.sum_tensor(self._loss).item() / max(self._targets, 1),
             "learning_rate": learning_rate,
-            "grad_norm": grad_norm.item(),
+            "grad_norm": grad_norm,
             "tokens_per_second": self._tokens / self._seconds,
             "data_wait": self._waited / self._seconds,
             "seconds_left": updates_left * self._seconds / self._updates,

@@ -1,0 +1,56 @@
+"""How a run ends: finished, preempted or failed, said where it is looked for.
+
+Promises: `trainer_state.json` tells the truth also when rank 0 is the one that is gone: a rank that lives writes it.
+The reason names the rank and the host where they can be known. Costs: a few seconds, at a failure of several ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from miniqwen.config import TrainConfig, UserError
+from miniqwen.output_folder import note_end
+from miniqwen.preemption import Preempted, StopRequest
+from miniqwen.runtime import Runtime
+from miniqwen.tracking import Tracker
+
+
+@contextlib.contextmanager
+def failures_told(config: TrainConfig, runtime: Runtime, stop: StopRequest, tracker: Tracker) -> Iterator[None]:
+    """Around the loop: what ends it before its time is told to the user, to the trackers and in trainer_state.json."""
+    try:
+        stop.poll_from_now_on()
+        yield
+    except BaseException as error:
+        tracker.close(failed=not isinstance(error, Preempted))
+        folder = Path(str(config.output_dir))
+        if isinstance(error, Preempted):
+            if runtime.is_main:
+                note_end(folder, "preempted", str(stop.reason))
+            raise
+        reason, writes = f"{type(error).__name__}: {error}", runtime.is_main
+        if runtime.peers:
+            reason, writes = runtime.peers.explain(error)
+            if not isinstance(error, UserError) or not runtime.is_main:  # rank 0's own is shown on its way out
+                print(f"the run failed: {reason}", file=sys.stderr, flush=True)
+        if writes:
+            note_end(folder, "failed", reason)
+        raise
+
+
+def reason_to_stop(stop: StopRequest, runtime: Runtime) -> str:
+    """Why the ranks stopped, of the first that was asked to; the STOP file has done its work and goes.
+
+    Raises the `UserError` that a rank's data ended with: the others have saved with it.
+    """
+    told = runtime.gather([stop.obeyed(), list(stop.data_error.problems) if stop.data_error else None])
+    for rank, (_, problems) in enumerate(told):
+        if problems:
+            raise UserError(*(f"rank {rank}: {problem}" if runtime.world_size > 1 else problem for problem in problems))
+    rank, reason = next((rank, reason) for rank, (reason, _) in enumerate(told) if reason)
+    reason = f"rank {rank}: {reason}" if runtime.world_size > 1 else reason
+    runtime.print(f"stopped and saved: {reason}; --resume_from_checkpoint auto goes on")
+    return str(reason)

@@ -1,0 +1,97 @@
+"""What each rank knows of the others when the collectives no longer tell: signs of life, and why one gave up.
+
+Promises: after a failed collective every living rank can name the ranks that are gone or stand still, with their hosts,
+and repeat what a rank said before it gave up. Costs: one tiny request a second to the launcher's key-value store, from
+a thread that also lives while its rank waits in a collective; `PATIENCE` seconds at a failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+BEAT = 1.0  # seconds between two signs of life
+PATIENCE = 4.0  # seconds without one that make a rank silent
+STORE_TIMEOUT = timedelta(seconds=5)
+
+
+class Peers:
+    """The ranks of this run on their `hosts` (one name a rank), seen from `rank`."""
+
+    def __init__(self, rank: int, hosts: Sequence[str]) -> None:
+        self.rank, self.hosts = rank, list(hosts)
+        # a launcher that restarts a failed run may keep its store
+        self._prefix = f"miniqwen/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def name(self, rank: int) -> str:
+        return f"rank {rank} on {self.hosts[rank]}"
+
+    def explain(self, error: BaseException) -> tuple[str, bool]:
+        """Why this rank's run ended with `error`, with what the others say and which are silent.
+
+        Also whether it is this rank's turn to write it down: rank 0's, or the first living one's.
+        """
+        own = f"{self.name(self.rank)}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        told: dict[str, Any] = {"silent": None, "reasons": []}
+        asking = threading.Thread(target=self._ask, args=(own, told), daemon=True)
+        asking.start()
+        asking.join(PATIENCE + 2 * STORE_TIMEOUT.total_seconds())  # a store behind a dead link answers never
+        if told["silent"] is None:
+            store = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            return f"{own}; the launcher's store at {store} does not answer: is this machine cut off?", self.rank == 0
+        silent = [self.name(rank) for rank in told["silent"]]
+        parts = [told["reasons"][0] if told["reasons"] else own]
+        parts += [f"no sign of life from {', '.join(silent)}"] if silent else []
+        living = [rank for rank in range(len(self.hosts)) if rank not in told["silent"]]
+        return "; ".join(parts), self.rank == min(living, default=self.rank)
+
+    def _connect(self) -> dist.TCPStore:
+        """A connection of one's own: one that waits for an answer makes the others of its rank wait."""
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return dist.TCPStore(address, port, None, False, timeout=STORE_TIMEOUT, wait_for_workers=False)
+
+    def _beat(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the launcher has ended: nobody listens any more
+            store = self._connect()
+            while True:
+                store.add(f"{self._prefix}/beat/{self.rank}", 1)
+                time.sleep(BEAT)
+
+    def _ask(self, own: str, told: dict[str, Any]) -> None:
+        with contextlib.suppress(RuntimeError):
+            store = self._connect()
+            number = store.add(f"{self._prefix}/failures", 1)
+            store.set(f"{self._prefix}/failure/{number}", own)
+            beats = [f"{self._prefix}/beat/{rank}" for rank in range(len(self.hosts))]
+            before = [store.add(beat, 0) for beat in beats]
+            time.sleep(PATIENCE)
+            told["reasons"] = [store.get(f"{self._prefix}/failure/1").decode()]
+            silent = [rank for rank, beat in enumerate(beats) if store.add(beat, 0) == before[rank]]
+            told["silent"] = [rank for rank in silent if rank != self.rank]
+
+
+def differing(facts: Sequence[Mapping[str, Any]], hosts: Sequence[str]) -> list[str]:
+    """What is not the same on all ranks, by name, with the values of rank 0 and of the first rank that differs."""
+    found = []
+    for key in sorted({key for of_rank in facts for key in of_rank}):
+        values = [of_rank.get(key) for of_rank in facts]
+        other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
+        if other is not None:
+            found.append(
+                f"{key} differs between ranks: {_short(values[0])} on rank 0 ({hosts[0]}), {_short(values[other])} on "
+                f"rank {other} ({hosts[other]})"
+            )
+    return found
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
