@@ -51,7 +51,8 @@ class StopRequest:
         self._started, self._max_seconds = time.time(), config.max_seconds
         self._file = Path(str(config.output_dir)) / STOP_FILE
         self._looks = os.environ.get("RANK", "0") == "0"  # for the file: one process is enough
-        self._last_look, self._last_interrupt, self._polled = 0.0, 0.0, False
+        self._last_look, self._polled = 0.0, False
+        self._last_interrupt: float | None = None
         for number in SIGNALS:
             signal.signal(number, self._receive)
         if launcher_is_gone():
@@ -109,11 +110,9 @@ class StopRequest:
         self.reason = self.reason or "the data cannot be read"
 
     def _receive(self, number: int, frame: types.FrameType | None) -> None:
-        now = time.monotonic()
         if number == signal.SIGINT:
-            again = self.reason is not None and now - self._last_interrupt > SAME_KEY_PRESS
-            self._last_interrupt = now
-            if again:
+            before, self._last_interrupt = self._last_interrupt, time.monotonic()
+            if before is not None and self._last_interrupt - before > SAME_KEY_PRESS:
                 raise KeyboardInterrupt
         self._ask(f"{signal.Signals(number).name} was received")
 

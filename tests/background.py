@@ -1,0 +1,104 @@
+"""Runs of the real loop that go on in the background while a test does something to them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from conftest import ROOT
+
+TINY = (
+    "--dataset_name both --block_size 32 --per_device_train_batch_size 2 --gradient_accumulation_steps 2 "
+    "--learning_rate 1e-2 --warmup_steps 2 --logging_steps 1 --save_steps 1000 --validation_blocks 8 --report_to none"
+).split()
+
+
+def command(*flags: object, processes: int = 1, launcher: Sequence[str] | None = None) -> list[str]:
+    """The command line of one training; several processes go through torchrun."""
+    if launcher is None:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        launcher = [sys.executable, *(torchrun if processes > 1 else [])]
+    return [*launcher, "train_loop.py", *map(str, flags)]
+
+
+@contextlib.contextmanager
+def running(words: Sequence[str], log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The command in the background, in a session of its own, all of which ends with the block."""
+    offline = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            list(words), cwd=ROOT, env=os.environ | offline | environment, stdout=file, stderr=file,
+            start_new_session=True,
+        )  # fmt: skip
+    workers: set[int] = set()
+    try:
+        yield process
+    finally:
+        workers |= set(descendants(process.pid)) | {process.pid}
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_until(
+    condition: Callable[[], Any], process: subprocess.Popen[bytes] | None = None, seconds: float = 150
+) -> Any:
+    """What `condition()` gives once it is true; the process must live until then."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it takes too long"
+        assert process is None or process.poll() is None, f"the run ended with status {process.returncode}"
+        time.sleep(0.05)
+    return found
+
+
+def lines(output: Path) -> list[dict[str, Any]]:
+    """The events told so far; a line that is being written does not count."""
+    file = output / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().split("\n")[:-1]] if file.exists() else []
+
+
+def wait_for_updates(process: subprocess.Popen[bytes], output: Path, more: int = 3) -> None:
+    """Until `more` lines of metrics than now are there."""
+    before = len(lines(output))
+    wait_until(lambda: len(lines(output)) >= before + more, process)
+
+
+def state(output: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((output / "trainer_state.json").read_text())
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """All living processes under `pid`."""
+    try:
+        children = [
+            int(child)
+            for thread in Path(f"/proc/{pid}/task").iterdir()
+            for child in (thread / "children").read_text().split()
+        ]
+    except OSError:
+        return []
+    return [found for child in children for found in (child, *descendants(child))]
+
+
+def ranks(launcher: int) -> dict[int, int]:
+    """{rank: process} of the training processes under a launcher."""
+    found = {}
+    for pid in descendants(launcher):
+        with contextlib.suppress(OSError):
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+            rank = next((value[5:] for value in variables if value.startswith(b"RANK=")), None)
+            if rank is not None and b"train_loop.py" in words and b"torch.distributed.run" not in words:
+                found.setdefault(int(rank), pid)
+    return found
