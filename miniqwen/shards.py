@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from miniqwen.config import UserError
@@ -31,6 +32,13 @@ def inner(model: Any) -> torch.nn.Module:
     return found
 
 
+def reshard(model: torch.nn.Module) -> None:
+    """Put FSDP2's shards back as the parameters, where a forward pass without a backward pass has left whole ones."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def local_parameters(model: torch.nn.Module) -> int:
     """How many parameters this rank holds between two updates."""
     total = 0
@@ -45,11 +53,13 @@ def local_parameters(model: torch.nn.Module) -> int:
 def gathered(model: Any, optimizer: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """("model.NAME", weight), then ("KEY.NAME", state) for each parameter, whole, fp32, on the CPU.
 
-    Every rank has to go through it to the end. `model` and `optimizer` are the prepared ones.
+    Every rank has to go through it to the end. `model` and `optimizer` are the prepared ones; without an optimizer,
+    only the weights come.
     """
     if is_engine(model):
-        yield from _gathered_from_engine(model)
+        yield from _gathered_from_engine(model, with_state=optimizer is not None)
         return
+    reshard(model)
     states = _raw(optimizer).state if optimizer is not None else {}
     for name, parameter in inner(model).named_parameters():
         yield f"model.{name}", _whole(parameter)
@@ -117,14 +127,15 @@ def _spread(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     return value.to(parameter.device)
 
 
-def _gathered_from_engine(engine: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def _gathered_from_engine(engine: Any, with_state: bool) -> Iterator[tuple[str, torch.Tensor]]:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     counts = [state[COUNTER] for state in engine.optimizer.optimizer.state.values() if COUNTER in state]
-    _link(engine)
+    if with_state and counts:
+        _link(engine)
     for name, parameter in engine.module.named_parameters():
         yield f"model.{name}", _whole(safe_get_full_fp32_param(parameter))
-        if counts:
+        if with_state and counts:
             for key in ("exp_avg", "exp_avg_sq"):
                 yield f"{key}.{name}", _whole(safe_get_full_optimizer_state(parameter, key))
             yield f"{COUNTER}.{name}", torch.tensor(float(max(counts)))
