@@ -36,17 +36,19 @@ import torch
 
 from miniqwen.bad_updates import BadUpdates
 from miniqwen.batches import Plan
-from miniqwen.checkpoint import Progress, load_optimizer_tensors
+from miniqwen.checkpoint import Progress, read_checkpoint
 from miniqwen.config import UserError
 from miniqwen.ending import failures_told, reason_to_stop
 from miniqwen.metrics import predictions
 from miniqwen.modeling_miniqwen import count_parameters, load_model
 from miniqwen.optimizers import make_optimizer, make_schedule, set_learning_rate
-from miniqwen.output_folder import OutputFolder, check_resumable, checkpoint_to_resume, open_output_dir, versions
+from miniqwen.output_folder import OutputFolder, check_batch, check_resumable, open_output_dir, versions
 from miniqwen.preemption import GivenUp, Preempted, next_update, until_stopped
 from miniqwen.runtime import Runtime
 from miniqwen.scoring import score_share
+from miniqwen.shards import gathered
 from miniqwen.tasks import Task, make_task
+from miniqwen.tensor_files import StoredTensors
 from miniqwen.tokenization_miniqwen import load_tokenizer
 from miniqwen.tracking import Tracker, Window
 
@@ -99,11 +101,19 @@ class Run:
         """A checkpoint of this moment: every rank takes part, rank 0 writes."""
         cursors = self.runtime.gather(progress.cursor)
         cursor = {key: value for part in cursors for key, value in part.items()}
-        whole = replace(progress, cursor=cursor, **window.pending(self.runtime))
-        if self.output:
-            model = self.runtime.unwrap(self.model)
-            self.output.save(whole, model, self.optimizer.optimizer, self.tracker.wandb_run_id)
-        self.runtime.wait()
+        scale = self.runtime.loss_scale(self.model)
+        whole = replace(progress, cursor=cursor, loss_scale=scale, **window.pending(self.runtime))
+        tensors = gathered(self.model, self.optimizer)  # one at a time, from all ranks
+        with self.runtime.together(tensors):
+            if self.output:
+                self.output.save(whole, tensors, self.tracker.wandb_run_id)
+
+    def write_final_model(self, progress: Progress) -> None:
+        """Every rank takes part, rank 0 writes."""
+        tensors = gathered(self.model, None)
+        with self.runtime.together(tensors):
+            if self.output:
+                print(f"{self.output.write_final_model(tensors, progress)} is in {self.output.folder}")
 
 
 def train(config: TrainConfig, task: Task, steps: Steps, run: Run, progress: Progress) -> tuple[Progress, bool]:
@@ -143,6 +153,7 @@ def train(config: TrainConfig, task: Task, steps: Steps, run: Run, progress: Pro
         waited = perf_counter() - began
         learning_rate = config.learning_rate * schedule(step)
         set_learning_rate(optimizer, learning_rate)  # before backward: some backends step inside it
+        runtime.seed_update(step)
         losses = []
         for number, micro_batch in enumerate(update.micro_batches, 1):
             with runtime.accumulating(model, sync=number == len(update.micro_batches)):
@@ -151,11 +162,8 @@ def train(config: TrainConfig, task: Task, steps: Steps, run: Run, progress: Pro
             losses.append(loss_sum.detach())
         grad_norm = runtime.step(model, optimizer, config.max_grad_norm)
 
-        skipped = not math.isfinite(grad_norm)  # on every rank alike
-        if skipped:
-            bad_updates.add(progress, update, losses, grad_norm)
-        else:
-            window.add_losses(losses)
+        skipped = bad_updates.caught(progress, update, losses, grad_norm)  # on every rank alike
+        window.add_losses([] if skipped else losses)
         if update.epoch > progress.epoch and task.updates_per_epoch is None:
             runtime.print(f"update {step + 1}: the text is used up; it repeats in another order (epoch {update.epoch})")
         progress = replace(
@@ -189,7 +197,7 @@ def evaluate(config: TrainConfig, task: Task, run: Run) -> dict[str, float]:
     For questions with choices also `eval_accuracy`: the share whose right choice has the highest log-likelihood.
     Raises `GivenUp` on every rank when one is asked to stop.
     """
-    model, runtime = run.runtime.unwrap(run.model), run.runtime
+    model, runtime = run.runtime.evaluable(run.model), run.runtime
     was_training = model.training
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=runtime.device)
@@ -220,16 +228,16 @@ def main(config: TrainConfig, stop: StopRequest) -> None:
     """One run: open everything, train (or only evaluate), write the final model."""
     runtime = Runtime(config)
     runtime.agree({**versions(), **{f"--{name}": value for name, value in vars(config).items()}})
-    if runtime.is_main:
-        open_output_dir(config)
-        stop.forget_stale_file()
-    runtime.wait()
-    checkpoint = checkpoint_to_resume(config)
+    folder = runtime.on_main(lambda: open_output_dir(config))
+    stop.forget_stale_file()
+    checkpoint = read_checkpoint(Path(folder)) if folder else None
     source = checkpoint.folder if checkpoint else Path(str(config.model_path))
     tokenizer = load_tokenizer(source)
     plan = Plan(
         config.per_device_train_batch_size, config.gradient_accumulation_steps, runtime.rank, runtime.world_size
     )
+    if checkpoint:
+        check_batch(checkpoint, plan)
     with runtime.main_first():  # what is downloaded is downloaded once
         task = make_task(config, tokenizer, plan, checkpoint.identity.get("lanes") if checkpoint else None)
     steps = Steps.of(config, task)
@@ -247,14 +255,18 @@ def main(config: TrainConfig, stop: StopRequest) -> None:
         for layer in model.model.layers:
             layer.compile()
     prepared, prepared_optimizer = runtime.prepare(model, optimizer)
+    weights = checkpoint.weights if checkpoint else StoredTensors(source, "model")
+    state = checkpoint.optimizer_state if checkpoint else None
+    runtime.restore(prepared, prepared_optimizer, weights, state, progress.loss_scale)
     if checkpoint:
-        load_optimizer_tensors(model, optimizer, checkpoint.optimizer_state)
         runtime.print(f"continuing from {checkpoint.folder}, update {progress.step}")
-    size = f"{steps.total} updates of {plan.rows_per_update} {task.rows_are}"
-    for line in (*task.notes, f"{parameters:,} parameters; {runtime.describe()}; {size}"):
+    runs_on, rows = runtime.describe(prepared, parameters), plan.rows_per_update
+    size = f"{steps.total} updates of {rows} {task.rows_are} ({'' if task.updates_per_epoch is None else 'at most '}"
+    for line in (*task.notes, f"{runs_on}; {size}{rows * config.length:,} tokens)"):
         runtime.print(line)
 
-    output = OutputFolder(config, tokenizer, task.template, task.identity) if runtime.is_main else None
+    bare = runtime.unwrap(prepared)
+    output = OutputFolder(config, bare, tokenizer, task.template, task.identity) if runtime.is_main else None
     tracker = Tracker(
         config, runtime.is_main, progress.step, steps.total, checkpoint.wandb_run_id if checkpoint else None
     )
@@ -263,7 +275,7 @@ def main(config: TrainConfig, stop: StopRequest) -> None:
         output.start(
             progress,
             tracker.wandb_run_id,
-            {"data": task.identity, "parameters": parameters, "runs_on": runtime.describe()},
+            {"data": task.identity, "parameters": parameters, "runs_on": runs_on},
         )
     with failures_told(config, runtime, stop, tracker):
         if config.trains:
@@ -271,8 +283,8 @@ def main(config: TrainConfig, stop: StopRequest) -> None:
         else:
             stopped = evaluated(config, task, run, progress) is progress
         reason = reason_to_stop(stop, runtime) if stopped else None
-        if output and config.trains and not stopped:
-            print(f"{output.write_final_model(runtime.unwrap(prepared), progress)} is in {output.folder}")
+        if config.trains and not stopped:
+            run.write_final_model(progress)
     tracker.close()
     if output:
         output.set_status("preempted" if stopped else "finished", progress, tracker.wandb_run_id, reason)

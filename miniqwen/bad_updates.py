@@ -30,8 +30,14 @@ class BadUpdates:
         self._file = Path(str(config.output_dir)) / FILE
         self._in_a_row: list[dict[str, Any]] = []
 
-    def add(self, before: Progress, update: Update, losses: Sequence[torch.Tensor], grad_norm: float) -> None:
-        """One more, after `before`. Raises `UserError` at the `--max_bad_steps`-th in a row."""
+    def caught(self, before: Progress, update: Update, losses: Sequence[torch.Tensor], grad_norm: float) -> bool:
+        """Whether the update after `before` was one, which is then written down.
+
+        The norm tells of gradients and losses, see `Runtime.backward`. Raises `UserError` at the `--max_bad_steps`-th
+        in a row.
+        """
+        if math.isfinite(grad_norm):
+            return False
         mine = described(self._runtime.rank, before.cursor, update, losses, self._tokenizer)
         ranks = self._runtime.gather(mine)
         if before.skipped_in_a_row == 0:
@@ -48,6 +54,7 @@ class BadUpdates:
                 "them: look at that text, or go on from the last checkpoint with a lower --learning_rate, a longer "
                 "warm-up, or without half precision"
             )
+        return True
 
 
 def described(

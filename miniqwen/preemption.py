@@ -80,15 +80,12 @@ class StopRequest:
                 raise
             raise Preempted(self.exit_code) from None
 
-    def forget_stale_file(self) -> str | None:
+    def forget_stale_file(self) -> None:
         """Remove a STOP file that is older than this run: it was meant for the one before. Says so."""
-        try:
-            if self._file.stat().st_mtime >= self._started:
-                return None
-            self._file.unlink()
-        except OSError:
-            return None
-        return f"removed {self._file}, which was there before this run"
+        with contextlib.suppress(FileNotFoundError):
+            if self._looks and self._file.stat().st_mtime < self._started:
+                self._file.unlink()
+                print(f"removed {self._file}, which was there before this run", flush=True)
 
     def poll_from_now_on(self) -> None:
         """The loop begins: what is asked from now on waits until the loop looks."""
