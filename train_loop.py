@@ -277,7 +277,7 @@ def main(config: TrainConfig, stop: StopRequest) -> None:
             tracker.wandb_run_id,
             {"data": task.identity, "parameters": parameters, "runs_on": runs_on},
         )
-    with failures_told(config, runtime, stop, tracker):
+    with failures_told(config, runtime, stop, tracker, output):
         if config.trains:
             progress, stopped = train(config, task, steps, run, progress)
         else:

@@ -216,6 +216,9 @@ class TrainConfig(DataFlags):
 
     logging_steps: int = flag(10, "updates between two lines of metrics", group="output")
     save_steps: int = flag(500, "updates between checkpoints; the last update is always saved", group="output")
+    async_save: bool = flag(
+        False, "write checkpoints in the background: training goes on after a copy is made, in the memory of rank 0 "
+        "(parameters and optimizer, in fp32)", group="output")  # fmt: skip
     save_total_limit: int | None = flag(None, "keep the newest N checkpoints (and the best one)", group="output")
     report_to: tuple[str, ...] = flag(
         ("tensorboard",), "trackers beside metrics.jsonl: tensorboard, wandb, all, none", group="output",

@@ -12,19 +12,30 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from miniqwen.config import TrainConfig, UserError
-from miniqwen.output_folder import note_end
+from miniqwen.output_folder import OutputFolder, note_end
 from miniqwen.preemption import Preempted, StopRequest
 from miniqwen.runtime import Runtime
 from miniqwen.tracking import Tracker
 
 
 @contextlib.contextmanager
-def failures_told(config: TrainConfig, runtime: Runtime, stop: StopRequest, tracker: Tracker) -> Iterator[None]:
-    """Around the loop: what ends it before its time is told to the user, to the trackers and in trainer_state.json."""
+def failures_told(
+    config: TrainConfig, runtime: Runtime, stop: StopRequest, tracker: Tracker, output: OutputFolder | None
+) -> Iterator[None]:
+    """Around the loop: what ends it before its time is told to the user, to the trackers and in trainer_state.json.
+
+    Either way a save that goes on in the background is waited for.
+    """
     try:
         stop.poll_from_now_on()
         yield
+        with runtime.together():
+            if output:
+                output.wait()
     except BaseException as error:
+        if output and not isinstance(error, KeyboardInterrupt):
+            with contextlib.suppress(OSError):  # it came too late to be the reason
+                output.wait()
         tracker.close(failed=not isinstance(error, Preempted))
         folder = Path(str(config.output_dir))
         if isinstance(error, Preempted):

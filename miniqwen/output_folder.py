@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from miniqwen.background import Background
 from miniqwen.batches import Plan
 from miniqwen.checkpoint import (
     Checkpoint,
@@ -93,6 +94,7 @@ class OutputFolder:
         self.folder = Path(str(config.output_dir))
         self._config, self._model, self._tokenizer = config, model, tokenizer
         self._template, self._identity = template, identity
+        self._background = Background()
 
     def start(self, progress: Progress, wandb_run_id: str | None, recorded: Mapping[str, Any]) -> None:
         """Write config.yaml and say that the run is on."""
@@ -119,8 +121,21 @@ class OutputFolder:
     def save(self, progress: Progress, tensors: Iterable[tuple[str, torch.Tensor]], wandb_run_id: str | None) -> None:
         """Write a checkpoint, move the pointer to it, and delete the oldest beyond `--save_total_limit`.
 
-        `tensors`: see `write_checkpoint`.
+        `tensors`: see `write_checkpoint`. With --async_save the writing goes on in the background, and so do the
+        pointer and the deleting, in this order. Raises `OSError`, also of the save before that went on so.
         """
+        self.wait()
+        if self._config.async_save:
+            copies = self._background.copied(tensors)
+            self._background.start(lambda: self._save(progress, copies, wandb_run_id))
+        else:
+            self._save(progress, tensors, wandb_run_id)
+
+    def wait(self) -> None:
+        """Until nothing is written in the background any more; raises what went wrong there."""
+        self._background.wait()
+
+    def _save(self, progress: Progress, tensors: Iterable[tuple[str, torch.Tensor]], wandb_run_id: str | None) -> None:
         write_checkpoint(
             self.folder, progress, self._identity, wandb_run_id, tensors,
             lambda folder: self._describe(folder, torch.float32),
@@ -136,6 +151,7 @@ class OutputFolder:
 
         `tensors` are the last model's, ("model.NAME", weight).
         """
+        self.wait()
         chosen = "the last model"
         if self._config.load_best_model_at_end and progress.best_step is not None:
             stored = StoredTensors(self.folder / f"checkpoint-{progress.best_step}", "model")

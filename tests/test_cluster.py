@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
-from background import wait_until
 from conftest import ROOT
+from runs import wait_until
 
 from miniqwen.config import TrainConfig
 
@@ -91,7 +91,7 @@ def test_a_slurm_job_stops_by_the_file_and_requeues_itself_only_when_preempted(
     assert (
         "--num_machines 2 --num_processes 16 --machine_rank 0 --main_process_ip node1 --main_process_port 24321" in said
     )
-    assert f"train_loop.py --output_dir {output} --resume_from_checkpoint auto" in said
+    assert f"train_loop.py --output_dir {output} --resume_from_checkpoint auto --preempted_exit_code 85" in said
     assert ("scontrol requeue 4321" in said) == requeued
 
 

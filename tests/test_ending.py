@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 import torch
-from background import TINY, command, lines, ranks, running, state, wait_for_updates
 from conftest import ROOT, article, run_script
+from runs import TINY, command, lines, ranks, running, state, wait_for_updates
 from safetensors.torch import load_file
 from torch.testing import assert_close
 

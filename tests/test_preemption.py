@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from background import TINY, command, lines, running, state, wait_for_updates, wait_until
 from conftest import ROOT, article, run_script
+from runs import TINY, command, lines, running, state, wait_for_updates, wait_until
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
