@@ -45,7 +45,7 @@ from miniqwen.optimizers import make_optimizer, make_schedule, set_learning_rate
 from miniqwen.output_folder import OutputFolder, check_batch, check_resumable, open_output_dir, versions
 from miniqwen.preemption import GivenUp, Preempted, next_update, until_stopped
 from miniqwen.runtime import Runtime
-from miniqwen.scoring import score_share
+from miniqwen.scoring import score_rounds
 from miniqwen.shards import gathered
 from miniqwen.tasks import Task, make_task
 from miniqwen.tensor_files import StoredTensors
@@ -206,10 +206,11 @@ def evaluate(config: TrainConfig, task: Task, run: Run) -> dict[str, float]:
     (num_targets,) = runtime.sum(sum(batch.num_targets for batch in task.validation))
     result = {"eval_loss": runtime.sum_tensor(loss).item() / max(num_targets, 1)}
     if task.template is not None and task.questions:
-        scores = score_share(
+        rounds = score_rounds(
             model, task.tokenizer, task.template, task.questions, config.per_device_eval_batch_size, runtime.device,
             rank=runtime.rank, world_size=runtime.world_size,
         )  # fmt: skip
+        scores = {index: found for part in until_stopped(rounds, run.stop, runtime) for index, found in part.items()}
         chosen = predictions(list(scores.values()))
         right = [choice == task.questions[index].answer_index for choice, index in zip(chosen, scores, strict=True)]
         correct, asked = runtime.sum(sum(right), len(right))

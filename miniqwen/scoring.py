@@ -61,8 +61,27 @@ def score_share(
     world_size: int = 1,
     progress: bool = False,
 ) -> dict[int, ChoiceScores]:
+    """What `score_rounds` gives, in one dictionary."""
+    rounds = score_rounds(
+        model, tokenizer, template, questions, batch_size, device, rank=rank, world_size=world_size, progress=progress
+    )
+    return {index: scores for scored in rounds for index, scores in scored.items()}
+
+
+def score_rounds(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    questions: Sequence[Question],
+    batch_size: int,
+    device: torch.device | str,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: bool = False,
+) -> Iterator[dict[int, ChoiceScores]]:
     """{index of the question: its scores} for the batches of one rank of several: whole batches, the same ones whatever
-    the number of ranks. The ranks' shares together are all questions, each once.
+    the number of ranks. The ranks' shares together are all questions, each once; a batch at a time.
 
     Every rank runs the model equally often, as sharded models need: a rank without a batch of its own repeats the last.
     """
@@ -72,18 +91,18 @@ def score_share(
     longest = [max(len(example.input_ids) for example in examples) for examples, _ in encoded]
     by_length = sorted(range(len(questions)), key=lambda index: (-longest[index], index))
     batches = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
-    scored = {}
     with _evaluating(model):
         for first in tqdm(range(0, len(batches), world_size), desc="scoring", unit="batch", disable=not progress):
             batch = batches[min(first + rank, len(batches) - 1)]
             sums = iter(_log_likelihoods(model, [example for index in batch for example in encoded[index][0]], device))
+            scored = {}
             for index in batch if first + rank < len(batches) else ():
                 question, (examples, truncated) = questions[index], encoded[index]
                 values = tuple(next(sums) for _ in examples)
                 if not all(map(math.isfinite, values)):
                     raise UserError(f"question {question.id}: the model gives {values[0]} for a log-likelihood")
                 scored[index] = ChoiceScores(values, tuple(map(len, question.choices)), truncated)
-    return scored
+            yield scored
 
 
 def _encode(
