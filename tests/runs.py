@@ -50,7 +50,7 @@ def running(words: Sequence[str], log: Path, **environment: str) -> Iterator[sub
 
 
 def wait_until(
-    condition: Callable[[], Any], process: subprocess.Popen[bytes] | None = None, seconds: float = 150
+    condition: Callable[[], Any], process: subprocess.Popen[bytes] | None = None, seconds: float = 300
 ) -> Any:
     """What `condition()` gives once it is true; the process must live until then."""
     deadline = time.monotonic() + seconds

@@ -39,7 +39,7 @@ def test_a_killed_or_hung_rank_ends_the_job_is_named_and_the_next_start_resumes(
     with running(command(*given, processes=2), log) as process:
         wait_for_updates(process, output, more=12)
         os.kill(ranks(process.pid)[rank], sent)
-        assert process.wait(timeout=100) != 0
+        assert process.wait(timeout=300) != 0
     now = state(output)
     assert now["status"] == "failed"
     assert f"no sign of life from rank {rank} on {platform.node()}" in now["reason"]
@@ -66,7 +66,7 @@ def two_by_hand(first: list[str], second: list[str], second_folder: Path | None 
                 words, cwd=(second_folder if rank else None) or ROOT, env=environment, stderr=subprocess.PIPE, text=True
             )
         )
-    return [(process.wait(timeout=120), process.stderr.read()) for process in processes if process.stderr]
+    return [(process.wait(timeout=300), process.stderr.read()) for process in processes if process.stderr]
 
 
 def test_ranks_that_differ_are_refused_at_the_start_and_the_difference_is_named(

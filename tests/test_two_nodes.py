@@ -27,7 +27,7 @@ class Nodes:
     """Two namespaces, `a` and `b`, with an interface and a host name each; all traffic stays between them."""
 
     def __init__(self, folder: Path) -> None:
-        self._names = folder / "hosts"
+        self._names, self._name_servers = folder / "hosts", folder / "resolv.conf"
         self.spaces = [f"mq{os.getpid()}{letter}" for letter in "ab"]
         self.interfaces = [f"mq{os.getpid() % 100000}{letter}" for letter in "ab"]
         self.hosts = ["node-a", "node-b"]
@@ -36,6 +36,7 @@ class Nodes:
         # or every lookup of a name would wait for a name server that cannot be reached
         addresses = ["127.0.0.1 localhost", *(f"10.77.0.{n} {host}" for n, host in enumerate(self.hosts, 1))]
         self._names.write_text("\n".join(addresses) + "\n")
+        self._name_servers.write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")  # where nobody listens
         for space in self.spaces:
             ip("netns", "add", space)
         first, second = self.interfaces
@@ -55,7 +56,8 @@ class Nodes:
 
     def inside(self, node: int, words: list[str]) -> list[str]:
         """`words` on one of the nodes, which has a host name of its own."""
-        named = f'mount --bind {self._names} /etc/hosts && hostname {self.hosts[node]} && exec "$@"'
+        mounts = f"mount --bind {self._names} /etc/hosts && mount --bind {self._name_servers} /etc/resolv.conf"
+        named = f'{mounts} && hostname {self.hosts[node]} && exec "$@"'
         return [str(IP), "netns", "exec", self.spaces[node], str(UNSHARE), "--uts", "sh", "-c", named, "sh", *words]
 
 
@@ -125,7 +127,7 @@ def test_two_nodes_train_as_one_process_and_survive_signals_kills_and_a_cut_cabl
     with on_both(nodes, config, each, endless, log) as launchers:
         wait_for_updates(launchers[0], output, more=6)
         launchers[1].send_signal(signal.SIGTERM)  # to one node only
-        assert all(launcher.wait(timeout=100) for launcher in launchers)
+        assert all(launcher.wait(timeout=300) for launcher in launchers)
     stopped = state(output)
     assert (stopped["status"], stopped["last_checkpoint"]) == ("preempted", f"checkpoint-{stopped['step']}")
     assert re.fullmatch(r"rank \d: SIGTERM was received", stopped["reason"])
@@ -135,7 +137,7 @@ def test_two_nodes_train_as_one_process_and_survive_signals_kills_and_a_cut_cabl
         wait_for_updates(launchers[0], output, more=8)
         killed = 2 * each - 1
         os.kill(ranks(launchers[1].pid)[killed], signal.SIGKILL)
-        assert all(launcher.wait(timeout=100) for launcher in launchers)
+        assert all(launcher.wait(timeout=300) for launcher in launchers)
     now = state(output)
     assert now["status"] == "failed"
     assert f"rank {killed} on node-b" in now["reason"]
@@ -143,7 +145,7 @@ def test_two_nodes_train_as_one_process_and_survive_signals_kills_and_a_cut_cabl
     with on_both(nodes, config, each, endless, log) as launchers:
         wait_for_updates(launchers[0], output, more=8)
         nodes.cable(there=False)
-        assert all(launcher.wait(timeout=150) for launcher in launchers)
+        assert all(launcher.wait(timeout=300) for launcher in launchers)
         nodes.cable(there=True)
     now = state(output)
     assert now["status"] == "failed"
@@ -153,7 +155,7 @@ def test_two_nodes_train_as_one_process_and_survive_signals_kills_and_a_cut_cabl
     last = int(now["last_checkpoint"].split("-")[1]) + 5
     assert last > stopped["step"] + 5
     with on_both(nodes, config, each, [*flags, "--max_steps", last], log) as launchers:
-        assert [launcher.wait(timeout=150) for launcher in launchers] == [0, 0]
+        assert [launcher.wait(timeout=300) for launcher in launchers] == [0, 0]
     wait_until(lambda: state(output)["status"] == "finished")
     one = tmp_path / "one"
     alone = ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2]
