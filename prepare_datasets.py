@@ -121,7 +121,9 @@ def main(config: PrepareConfig) -> None:
     """Everything that was asked for; raises `UserError` with all that failed."""
     if config.demo:
         summary = write_demo(Path(config.demo))
-        print(f"demo data in {config.demo}: {summary.facts} facts, {summary.articles} articles, {summary.papers} papers")
+        print(
+            f"demo data in {config.demo}: {summary.facts} facts, {summary.articles} articles, {summary.papers} papers"
+        )
         for name, questions in summary.questions.items():
             print(f"{name}: {', '.join(f'{count} {split}' for split, count in questions.items())} questions")
         print(f"use it with --data_root {config.demo}")
