@@ -156,7 +156,7 @@ def evaluated(config: TrainConfig, task: Task, run: Run, progress: Progress) -> 
     began = perf_counter()
     result = evaluate(config, task, run.runtime.unwrap(run.model), run.runtime)
     run.tracker.evaluation(progress.step, {**result, "eval_seconds": perf_counter() - began})
-    return progress.with_evaluation(result[config.metric_for_best_model], config.larger_is_better)
+    return progress.with_evaluation(result[config.best_metric], config.larger_is_better)
 
 
 @torch.no_grad()

@@ -238,12 +238,13 @@ class TrainConfig(DataFlags):
         return {name: share / sum(parsed.values()) for name, share in parsed.items()}
 
     @property
+    def best_metric(self) -> str:
+        """`eval_loss` or `eval_accuracy`; as in transformers, --metric_for_best_model may leave the `eval_` out."""
+        return f"eval_{self.metric_for_best_model.removeprefix('eval_')}"
+
+    @property
     def larger_is_better(self) -> bool:
-        return (
-            self.greater_is_better
-            if self.greater_is_better is not None
-            else not self.metric_for_best_model.endswith("loss")
-        )
+        return self.greater_is_better if self.greater_is_better is not None else self.best_metric != "eval_loss"
 
     @property
     def evaluates_while_training(self) -> bool:
@@ -281,7 +282,7 @@ class TrainConfig(DataFlags):
             self.resolved_task == "finetune"
             and not known_qa
             and not self.choices_column
-            and self.metric_for_best_model == "eval_accuracy"
+            and self.best_metric == "eval_accuracy"
         ):
             found.append("--metric_for_best_model eval_accuracy needs --choices_column: accuracy ranks choices")
         if self.mixture is not None:
@@ -338,7 +339,7 @@ class TrainConfig(DataFlags):
             if self.resolved_task == "pretrain" or not self.do_qa_format
             else ("eval_loss", "eval_accuracy")
         )
-        if self.metric_for_best_model not in metrics:
+        if self.best_metric not in metrics:
             found.append(f"--metric_for_best_model {self.metric_for_best_model}: this run has {' and '.join(metrics)}")
         if self.eval_strategy == "no" and self.load_best_model_at_end:
             found.append("--load_best_model_at_end needs evaluations to choose by: add --eval_strategy steps")

@@ -111,7 +111,7 @@ class OutputFolder:
         chosen = "the last model"
         if self._config.load_best_model_at_end and progress.best_step is not None:
             model = load_model(self.folder / f"checkpoint-{progress.best_step}")
-            metric = f"{self._config.metric_for_best_model} {progress.best_metric:.4f}"
+            metric = f"{self._config.best_metric} {progress.best_metric:.4f}"
             chosen = f"the best model (update {progress.best_step}, {metric})"
         dtype = torch.float16 if self._config.fp16 else torch.bfloat16 if self._config.bf16 else torch.float32
         temporary = self.folder / ".checkpoint-final.tmp"

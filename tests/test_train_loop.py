@@ -226,7 +226,7 @@ def test_fine_tuning_follows_pretraining_and_is_evaluated(
 ) -> None:
     output = tmp_path / name
     said = train(
-        pretrained[0], mirror, output, "--dataset_name", name, *FINETUNE, "--metric_for_best_model", "eval_accuracy"
+        pretrained[0], mirror, output, "--dataset_name", name, *FINETUNE, "--metric_for_best_model", "accuracy"
     )
     assert "examples to train on" in said
     evaluations = [line for line in lines(output) if "eval_loss" in line]
