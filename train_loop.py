@@ -38,10 +38,10 @@ from miniqwen.config import UserError
 from miniqwen.metrics import predictions
 from miniqwen.modeling_miniqwen import count_parameters, load_model
 from miniqwen.optimizers import make_optimizer, make_schedule, set_learning_rate
-from miniqwen.output_folder import OutputFolder, check_resumable, checkpoint_to_resume, open_output_dir
+from miniqwen.output_folder import OutputFolder, checkpoint_to_resume, continued, open_output_dir
 from miniqwen.runtime import Runtime, StopRequest
 from miniqwen.scoring import score_share
-from miniqwen.tasks import Task, make_task
+from miniqwen.tasks import Task, list_data, make_task
 from miniqwen.tokenization_miniqwen import load_tokenizer
 from miniqwen.tracking import Tracker, Window
 
@@ -203,11 +203,10 @@ def main(config: TrainConfig) -> None:
     plan = Plan(
         config.per_device_train_batch_size, config.gradient_accumulation_steps, runtime.rank, runtime.world_size
     )
-    with runtime.main_first():  # what is downloaded is downloaded once
-        task = make_task(config, tokenizer, plan, checkpoint.identity.get("lanes") if checkpoint else None)
+    listings = runtime.from_main(lambda: list_data(config))  # the hub is asked once, whatever the number of processes
+    task = make_task(config, listings, tokenizer, plan, checkpoint.identity.get("lanes") if checkpoint else None)
     steps = Steps.of(config, task)
-    if checkpoint:
-        check_resumable(checkpoint, task.identity, steps.total)
+    identity = continued(config, checkpoint, task.identity, steps.total) if checkpoint else task.identity
     progress = checkpoint.progress if checkpoint else Progress()
 
     model = load_model(source)
@@ -226,7 +225,7 @@ def main(config: TrainConfig) -> None:
     for line in (*task.notes, f"{parameters:,} parameters; {runtime.describe()}; {size}"):
         runtime.print(line)
 
-    output = OutputFolder(config, tokenizer, task.template, task.identity) if runtime.is_main else None
+    output = OutputFolder(config, tokenizer, task.template, identity) if runtime.is_main else None
     tracker = Tracker(
         config, runtime.is_main, progress.step, steps.total, checkpoint.wandb_run_id if checkpoint else None
     )
@@ -235,7 +234,7 @@ def main(config: TrainConfig) -> None:
         output.start(
             progress,
             tracker.wandb_run_id,
-            {"data": task.identity, "parameters": parameters, "runs_on": runtime.describe()},
+            {"data": identity, "validation": task.held_out, "parameters": parameters, "runs_on": runtime.describe()},
         )
     try:
         if config.trains:

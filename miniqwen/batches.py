@@ -3,7 +3,7 @@
 Promises: an update is the same set of blocks (or examples) however it is cut into ranks and micro-batches; every rank
 gets the same number of micro-batches; the update carries the data cursor that stands behind it. Fine-tuning examples
 are laid end to end without padding, and do not see each other.
-Costs: one background thread that works ahead by a few updates.
+Costs: background threads (`--preprocessing_num_workers`) that work ahead by a few updates.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -126,19 +127,29 @@ def example_batch(examples: Sequence[Example]) -> MicroBatch:
     return MicroBatch(torch.from_numpy(tokens)[None], *rows)
 
 
-def text_updates(lanes: Mapping[int, Iterator[Block]], plan: Plan, num_lanes: int) -> Iterator[Update]:
-    """Endless updates of this rank: the same number of blocks from each of its lanes, in lane order."""
+def text_updates(
+    lanes: Mapping[int, Iterator[Block]], plan: Plan, num_lanes: int, workers: int = 1
+) -> Iterator[Update]:
+    """Endless updates of this rank: the same number of blocks from each of its lanes, in lane order.
+
+    Several `workers` (threads) make the blocks of several lanes at once: the hub, the tokenizer and parquet do not wait
+    for each other. A lane is only ever in the hands of one of them, so its blocks are the same.
+    """
     rounds = plan.rows_per_update // num_lanes
-    while True:
-        blocks = [next(lanes[lane]) for _ in range(rounds) for lane in sorted(lanes)]
-        last = blocks[-len(lanes) :]
-        length = len(blocks[0].tokens)
-        micro_batches = [
-            block_batch([block.tokens for block in blocks[start : start + plan.micro_batch]], length)
-            for start in range(0, len(blocks), plan.micro_batch)
-        ]
-        cursor = {str(lane): block.cursor.to_json() for lane, block in zip(sorted(lanes), last, strict=True)}
-        yield Update.of(micro_batches, cursor, max(block.cursor.epoch for block in last))
+    order = sorted(lanes)
+    with ThreadPoolExecutor(workers) as pool:
+        at_once = pool.map if workers > 1 else map
+        while True:
+            made = list(at_once(lambda lane: [next(lanes[lane]) for _ in range(rounds)], order))
+            blocks = [of_lane[number] for number in range(rounds) for of_lane in made]
+            length = len(blocks[0].tokens)
+            micro_batches = [
+                block_batch([block.tokens for block in blocks[start : start + plan.micro_batch]], length)
+                for start in range(0, len(blocks), plan.micro_batch)
+            ]
+            last = [of_lane[-1].cursor for of_lane in made]
+            cursor = {str(lane): behind.to_json() for lane, behind in zip(order, last, strict=True)}
+            yield Update.of(micro_batches, cursor, max(behind.epoch for behind in last))
 
 
 def lane_cursors(stored: Mapping[str, Any], names: Sequence[str], lanes: range) -> dict[int, Cursor]:
@@ -176,21 +187,29 @@ def prefetched(items: Iterator[Item], ahead: int = 2) -> Iterator[Item]:
     """The same items, made by a background thread that works up to `ahead` of them in advance.
 
     An error in the thread is raised here, in its place. Cursors travel with the items, so working ahead changes
-    nothing.
+    nothing. Closing this iterator ends the thread.
     """
     made: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(maxsize=ahead)
+    closed = threading.Event()
 
     def work() -> None:
         try:
             for item in items:
                 made.put((item, None))
+                if closed.is_set():
+                    return
         except BaseException as error:
             made.put((None, error))
 
     threading.Thread(target=work, daemon=True).start()
-    while True:
-        item, error = made.get()
-        if error is not None:
-            raise error
-        assert item is not None
-        yield item
+    try:
+        while True:
+            item, error = made.get()
+            if error is not None:
+                raise error
+            assert item is not None
+            yield item
+    finally:
+        closed.set()
+        while not made.empty():  # a thread that waits to hand over an item can go on, and end
+            made.get_nowait()

@@ -9,10 +9,11 @@ Costs: one all-reduce of a few integers per update, over gloo, so that nothing w
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class Runtime:
         if not torch.cuda.is_available():
             PartialState(cpu=True)
         # the tokenizer's threads; read once, when it first encodes
-        os.environ["RAYON_NUM_THREADS"] = str(config.preprocessing_num_workers)
+        os.environ["RAYON_NUM_THREADS"] = str(max(config.preprocessing_num_workers, 1))
         precision = "fp16" if config.fp16 else "bf16" if config.bf16 else "no"
         self._accelerator = Accelerator(mixed_precision=precision)
         self.precision = {"no": "fp32"}.get(precision, precision)
@@ -120,11 +121,23 @@ class Runtime:
         dist.all_gather_object(values, value, group=self._counts)
         return values
 
-    @contextlib.contextmanager
-    def main_first(self) -> Iterator[None]:
-        """Rank 0 goes through first, and the others after it (for downloads)."""
-        with self._accelerator.main_process_first():
-            yield
+    def from_main(self, make: Callable[[], Any]) -> Any:
+        """`make()` of rank 0, a JSON-able value, on every rank; so is the `UserError` that it raises."""
+        if self._counts is None:
+            return make()
+        told = b""
+        if self.is_main:
+            try:
+                told = json.dumps({"value": make()}).encode()
+            except UserError as error:
+                told = json.dumps({"problems": list(error.problems)}).encode()
+        (size,) = self.sum(len(told))
+        message = torch.tensor(bytearray(told) or bytearray(size), dtype=torch.uint8)
+        dist.broadcast(message, src=0, group=self._counts)
+        found = json.loads(bytes(message.numpy()))
+        if "problems" in found:
+            raise UserError(*found["problems"])
+        return found["value"]
 
     def wait(self) -> None:
         """Until every rank is here."""

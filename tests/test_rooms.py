@@ -7,9 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
-    "flags", "config", "runtime", "patience", "sources", "documents", "tokenization_miniqwen", "questions", "qa",
-    "packing", "batches", "tasks", "loss", "modeling_miniqwen", "optimizers", "scoring", "metrics", "checkpoint",
-    "output_folder", "tracking", "create_model", "demo",
+    "flags", "config", "runtime", "patience", "formats", "sources", "windows", "documents", "tokenization_miniqwen",
+    "questions", "qa", "token_cache", "packing", "batches", "tasks", "loss", "modeling_miniqwen", "optimizers",
+    "scoring", "metrics", "checkpoint", "output_folder", "tracking", "create_model", "demo",
 )  # fmt: skip
 LOOPS = ("train_loop.py", "eval_loop.py", "prepare_datasets.py")
 
