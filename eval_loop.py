@@ -97,7 +97,8 @@ def score(
     with precision:
         share = score_share(
             model, tokenizer, template, questions, config.per_device_eval_batch_size, state.device,
-            rank=state.process_index, world_size=state.num_processes, progress=state.is_main_process and sys.stderr.isatty(),
+            rank=state.process_index, world_size=state.num_processes,
+            progress=state.is_main_process and sys.stderr.isatty(),
         )  # fmt: skip
     scored = {index: scores for part in gather_object([share]) for index, scores in part.items()}
     return [scored[index] for index in range(len(questions))]

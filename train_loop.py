@@ -33,15 +33,17 @@ from typing import Any
 import torch
 
 from miniqwen.batches import Plan
-from miniqwen.checkpoint import Progress, load_optimizer_tensors
+from miniqwen.checkpoint import Progress, read_checkpoint
 from miniqwen.config import UserError
 from miniqwen.metrics import predictions
 from miniqwen.modeling_miniqwen import count_parameters, load_model
 from miniqwen.optimizers import make_optimizer, make_schedule, set_learning_rate
-from miniqwen.output_folder import OutputFolder, checkpoint_to_resume, continued, open_output_dir
+from miniqwen.output_folder import OutputFolder, check_batch, continued, open_output_dir
 from miniqwen.runtime import Runtime, StopRequest
 from miniqwen.scoring import score_share
+from miniqwen.shards import gathered
 from miniqwen.tasks import Task, list_data, make_task
+from miniqwen.tensor_files import StoredTensors
 from miniqwen.tokenization_miniqwen import load_tokenizer
 from miniqwen.tracking import Tracker, Window
 
@@ -93,11 +95,19 @@ class Run:
         """A checkpoint of this moment: every rank takes part, rank 0 writes."""
         cursors = self.runtime.gather(progress.cursor)
         cursor = {key: value for part in cursors for key, value in part.items()}
-        whole = replace(progress, cursor=cursor, **window.pending(self.runtime))
-        if self.output:
-            model = self.runtime.unwrap(self.model)
-            self.output.save(whole, model, self.optimizer.optimizer, self.tracker.wandb_run_id)
-        self.runtime.wait()
+        scale = self.runtime.loss_scale(self.model)
+        whole = replace(progress, cursor=cursor, loss_scale=scale, **window.pending(self.runtime))
+        tensors = gathered(self.model, self.optimizer)  # one at a time, from all ranks
+        with self.runtime.together(tensors):
+            if self.output:
+                self.output.save(whole, tensors, self.tracker.wandb_run_id)
+
+    def write_final_model(self, progress: Progress) -> None:
+        """Every rank takes part, rank 0 writes."""
+        tensors = gathered(self.model, None)
+        with self.runtime.together(tensors):
+            if self.output:
+                print(f"{self.output.write_final_model(tensors, progress)} is in {self.output.folder}")
 
 
 def train(config: TrainConfig, task: Task, steps: Steps, run: Run, progress: Progress) -> tuple[Progress, str]:
@@ -126,6 +136,7 @@ def train(config: TrainConfig, task: Task, steps: Steps, run: Run, progress: Pro
         began = perf_counter()
         learning_rate = config.learning_rate * schedule(step)
         set_learning_rate(optimizer, learning_rate)  # before backward: some backends step inside it
+        runtime.seed_update(step)
         update = next(updates)
         waited = perf_counter() - began
         num_targets, num_tokens, stops = runtime.sum(update.num_targets, update.num_tokens, int(stop.requested))
@@ -154,7 +165,7 @@ def train(config: TrainConfig, task: Task, steps: Steps, run: Run, progress: Pro
 def evaluated(config: TrainConfig, task: Task, run: Run, progress: Progress) -> Progress:
     """`progress` after an evaluation at its step, which the tracker is told of."""
     began = perf_counter()
-    result = evaluate(config, task, run.runtime.unwrap(run.model), run.runtime)
+    result = evaluate(config, task, run.runtime.evaluable(run.model), run.runtime)
     run.tracker.evaluation(progress.step, {**result, "eval_seconds": perf_counter() - began})
     return progress.with_evaluation(result[config.best_metric], config.larger_is_better)
 
@@ -194,16 +205,16 @@ def out_of_patience(config: TrainConfig, progress: Progress) -> bool:
 def main(config: TrainConfig) -> None:
     """One run: open everything, train (or only evaluate), write the final model."""
     runtime = Runtime(config)
-    if runtime.is_main:
-        open_output_dir(config)
-    runtime.wait()
-    checkpoint = checkpoint_to_resume(config)
+    folder = runtime.on_main(lambda: open_output_dir(config))
+    checkpoint = read_checkpoint(Path(folder)) if folder else None
     source = checkpoint.folder if checkpoint else Path(str(config.model_path))
     tokenizer = load_tokenizer(source)
     plan = Plan(
         config.per_device_train_batch_size, config.gradient_accumulation_steps, runtime.rank, runtime.world_size
     )
-    listings = runtime.from_main(lambda: list_data(config))  # the hub is asked once, whatever the number of processes
+    if checkpoint:
+        check_batch(checkpoint, plan)
+    listings = runtime.on_main(lambda: list_data(config))  # the hub is asked once, whatever the number of processes
     task = make_task(config, listings, tokenizer, plan, checkpoint.identity.get("lanes") if checkpoint else None)
     steps = Steps.of(config, task)
     identity = continued(config, checkpoint, task.identity, steps.total) if checkpoint else task.identity
@@ -218,14 +229,18 @@ def main(config: TrainConfig) -> None:
         for layer in model.model.layers:
             layer.compile()
     prepared, prepared_optimizer = runtime.prepare(model, optimizer)
+    weights = checkpoint.weights if checkpoint else StoredTensors(source, "model")
+    state = checkpoint.optimizer_state if checkpoint else None
+    runtime.restore(prepared, prepared_optimizer, weights, state, progress.loss_scale)
     if checkpoint:
-        load_optimizer_tensors(model, optimizer, checkpoint.optimizer_state)
         runtime.print(f"continuing from {checkpoint.folder}, update {progress.step}")
-    size = f"{steps.total} updates of {plan.rows_per_update} {task.rows_are}"
-    for line in (*task.notes, f"{parameters:,} parameters; {runtime.describe()}; {size}"):
+    runs_on, rows = runtime.describe(prepared, parameters), plan.rows_per_update
+    size = f"{steps.total} updates of {rows} {task.rows_are} ({'' if task.updates_per_epoch is None else 'at most '}"
+    for line in (*task.notes, f"{runs_on}; {size}{rows * config.length:,} tokens)"):
         runtime.print(line)
 
-    output = OutputFolder(config, tokenizer, task.template, identity) if runtime.is_main else None
+    bare = runtime.unwrap(prepared)
+    output = OutputFolder(config, bare, tokenizer, task.template, identity) if runtime.is_main else None
     tracker = Tracker(
         config, runtime.is_main, progress.step, steps.total, checkpoint.wandb_run_id if checkpoint else None
     )
@@ -234,7 +249,7 @@ def main(config: TrainConfig) -> None:
         output.start(
             progress,
             tracker.wandb_run_id,
-            {"data": identity, "validation": task.held_out, "parameters": parameters, "runs_on": runtime.describe()},
+            {"data": identity, "validation": task.held_out, "parameters": parameters, "runs_on": runs_on},
         )
     try:
         if config.trains:
@@ -242,8 +257,8 @@ def main(config: TrainConfig) -> None:
         else:
             evaluated(config, task, run, progress)
             status = "finished"
-        if output and config.trains:
-            print(f"{output.write_final_model(runtime.unwrap(prepared), progress)} is in {output.folder}")
+        if config.trains:
+            run.write_final_model(progress)
     except BaseException:
         tracker.close(failed=True)
         if output:

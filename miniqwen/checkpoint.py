@@ -2,7 +2,8 @@
 
 Promises: a checkpoint is whole or absent (written under a temporary name, hashed, synced, renamed). Parameters and
 moments are stored by parameter name, in fp32, as safetensors; the rest is JSON; nothing is ever unpickled. The folder
-is a model folder too. Costs: parameters and moments once on disk, hashed when written and again when resumed from.
+is a model folder too. Costs: parameters and moments once on disk, written as they come and hashed, and hashed again
+when resumed from; the output folder has to be one that every machine of the run can read.
 """
 
 from __future__ import annotations
@@ -11,19 +12,18 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from miniqwen.config import UserError
+from miniqwen.tensor_files import StoredTensors, TensorWriter
 
 MANIFEST = "manifest.json"
-OPTIMIZER_FILE = "optimizer.safetensors"
 PROGRESS_FILE = "progress.json"
 
 
@@ -41,6 +41,7 @@ class Progress:
     # of the updates that no line of metrics has told of yet, so that a resumed run writes the same lines
     pending_loss: float = 0.0
     pending_targets: int = 0
+    loss_scale: Mapping[str, float] | None = None  # of fp16
 
     def with_evaluation(self, metric: float, larger_is_better: bool) -> Progress:
         """After an evaluation that gave `metric` at this step."""
@@ -52,13 +53,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One that was read back: its folder, progress, the identity of its data, the optimizer's tensors."""
+    """One that was read back: its folder, progress, the identity of its data; tensors are read when asked for."""
 
     folder: Path
     progress: Progress
     identity: Mapping[str, Any]
     wandb_run_id: str | None
-    optimizer_state: Mapping[str, torch.Tensor]
+    weights: Mapping[str, torch.Tensor]  # {parameter name: fp32 tensor}
+    optimizer_state: Mapping[str, torch.Tensor]  # {"KEY.<parameter name>": tensor}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -87,48 +89,18 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's state as {"exp_avg.<parameter name>": tensor, ...}, on the CPU."""
-    return {
-        f"{key}.{name}": value.detach().to("cpu").contiguous()
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def load_optimizer_tensors(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
-) -> None:
-    """Give the optimizer the state that `optimizer_tensors` took, on the parameters' devices.
-
-    Raises `UserError` for state of a parameter that the model does not have, or of another optimizer.
-    """
-    parameters = dict(model.named_parameters())
-    state: dict[str, dict[str, torch.Tensor]] = {}
-    for full_name, value in tensors.items():
-        key, _, name = full_name.partition(".")
-        if name not in parameters or (value.ndim and value.shape != parameters[name].shape):
-            raise UserError(f"the checkpoint's optimizer state of {name} does not fit the model")
-        # counters such as AdamW's `step` stay on the CPU, where torch wants them
-        state.setdefault(name, {})[key] = value.to(parameters[name].device) if value.ndim else value
-    for group in optimizer.param_groups:
-        wanted = "momentum_buffer" if group.get("rule") == "muon" and "momentum" in group else "exp_avg"
-        for name in state:
-            if any(parameters[name] is parameter for parameter in group["params"]) and wanted not in state[name]:
-                raise UserError("the checkpoint was made with another --optim; resume with the same one")
-    for name, values in state.items():
-        optimizer.state[parameters[name]] = values
-
-
 def write_checkpoint(
     folder: Path,
     progress: Progress,
     identity: Mapping[str, Any],
     wandb_run_id: str | None,
-    optimizer_state: Mapping[str, torch.Tensor],
-    write_model: Callable[[Path], None],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    describe_model: Callable[[Path], None],
 ) -> Path:
-    """Write `folder`/checkpoint-STEP; `write_model(folder)` puts the model's files there. Returns its path.
+    """Write `folder`/checkpoint-STEP and return its path.
+
+    `tensors` are ("model.NAME", weight) and ("KEY.NAME", optimizer state) in any order; `describe_model(folder)` writes
+    what else makes the folder a model's.
 
     Raises `OSError` (disk full, no permission), with nothing left behind and earlier checkpoints untouched.
     """
@@ -137,8 +109,16 @@ def write_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        write_model(temporary)
-        save_file(dict(optimizer_state), temporary / OPTIMIZER_FILE)
+        model, optimizer = TensorWriter(temporary, "model"), TensorWriter(temporary, "optimizer")
+        for full_name, tensor in tensors:
+            kind, _, name = full_name.partition(".")
+            if kind == "model":
+                model.add(name, tensor)
+            else:
+                optimizer.add(full_name, tensor)
+        model.close()
+        optimizer.close()
+        describe_model(temporary)
         described = {"progress": asdict(progress), "identity": identity, "wandb_run_id": wandb_run_id}
         write_json(temporary / PROGRESS_FILE, described)
         written = sorted(path for path in temporary.iterdir() if path.is_file())
@@ -157,22 +137,25 @@ def write_checkpoint(
     return final
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint, after checking every file against its manifest.
-
-    Raises `UserError` naming the file that is missing or damaged.
-    """
+def verify(folder: Path) -> None:
+    """Raises `UserError` naming the file that is missing or not what its manifest says."""
     try:
         for name, expected in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"].items():
             if file_hash(folder / name) != expected:
                 raise UserError(
                     f"{folder / name} is damaged (its hash is not the manifest's); resume from another checkpoint"
                 )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder} cannot be resumed from ({error}); resume from another checkpoint") from None
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Open a checkpoint that `verify` has found whole; raises `UserError` where it cannot be read."""
+    try:
         stored = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
+        weights, state = StoredTensors(folder, "model"), StoredTensors(folder, "optimizer")
         progress = Progress(**stored["progress"])
-        return Checkpoint(
-            folder, progress, stored["identity"], stored["wandb_run_id"], load_file(folder / OPTIMIZER_FILE)
-        )
+        return Checkpoint(folder, progress, stored["identity"], stored["wandb_run_id"], weights, state)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"{folder} cannot be resumed from ({error}); resume from another checkpoint") from None
 

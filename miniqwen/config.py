@@ -196,6 +196,14 @@ class TrainConfig(DataFlags):
     )
     torch_compile: bool = flag(False, "compile the layers with torch.compile", group="precision")
 
+    deepspeed: str | None = flag(
+        None, "DeepSpeed JSON with ZeRO settings (ds_configs/ has some), where no Accelerate file asks for ZeRO",
+        group="launch")  # fmt: skip
+    fsdp: str | None = flag(
+        None, "FSDP2, where no Accelerate file asks for it: full_shard, or shard_grad_op (parameters stay gathered "
+        "until the backward pass); with offload, parameters rest on the CPU", group="launch")  # fmt: skip
+    local_rank: int = flag(-1, "given by some launchers; the environment says it too", group="launch")
+
     eval_strategy: str = flag(
         "no", "when to evaluate during training", group="evaluation", choices=("no", "steps", "epoch"),
         aliases=("evaluation_strategy",))  # fmt: skip
@@ -268,6 +276,7 @@ class TrainConfig(DataFlags):
             *self._step_problems(),
             *self._evaluation_problems(),
             *self._precision_problems(),
+            *self._launch_problems(),
             *model_problems(self.model_path, self.length if self._sizes_are_positive() else None),
             *self._output_problems(),
         ]
@@ -373,6 +382,17 @@ class TrainConfig(DataFlags):
             found.append("--do_train False --do_eval False leaves nothing to do")
         if len(self.report_to) > 1 and {"all", "none"} & set(self.report_to):
             found.append(f"--report_to {' '.join(self.report_to)}: `all` and `none` stand alone")
+        return found
+
+    def _launch_problems(self) -> list[str]:
+        found = []
+        if self.deepspeed is not None and not Path(self.deepspeed).is_file():
+            found.append(f"--deepspeed {self.deepspeed}: no such file; ds_configs/ has examples")
+        if self.fsdp is not None:
+            words = self.fsdp.split()
+            unknown = [word for word in words if word not in ("full_shard", "shard_grad_op", "auto_wrap", "offload")]
+            if unknown or len({"full_shard", "shard_grad_op"} & set(words)) != 1:
+                found.append(f"--fsdp {self.fsdp!r}: expected full_shard or shard_grad_op, and perhaps offload")
         return found
 
     def _precision_problems(self) -> list[str]:

@@ -8,7 +8,7 @@ of its targets: law 2); no targets give 0 with zero gradients. Costs: a few hund
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import cross_entropy, linear, linear_cross_entropy
+from torch.nn.functional import cross_entropy, linear, linear_cross_entropy, log_softmax
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
@@ -62,3 +62,17 @@ def _computes_in(weight: torch.Tensor) -> torch.dtype:
 
 def _chunk_loss(rows: torch.Tensor, weight: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     return cross_entropy(linear(rows, weight).float(), classes, ignore_index=IGNORED, reduction="sum")
+
+
+def log_likelihoods(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Σ log softmax(hidden · weightᵀ)[target] of each row over its targets that are not -100: [batch], in float64.
+
+    `hidden` [batch, length, width], `weight` [vocabulary, width], `targets` [batch, length]; without gradients.
+    """
+    row, column = (targets != IGNORED).nonzero(as_tuple=True)
+    sums = torch.zeros(len(targets), dtype=torch.float64, device=hidden.device)
+    parts = [part.split(rows_at_once(len(weight))) for part in (hidden[row, column], targets[row, column], row)]
+    for some, classes, owners in zip(*parts, strict=True):
+        picked = log_softmax(linear(some, weight).float(), dim=-1).gather(1, classes[:, None])[:, 0]
+        sums.index_add_(0, owners, picked.double())
+    return sums

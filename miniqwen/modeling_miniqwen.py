@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedModel, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from miniqwen.config import UserError
-from miniqwen.loss import cross_entropy_sum
+from miniqwen.loss import cross_entropy_sum, log_likelihoods
 
 
 class MiniQwenConfig(Qwen3Config):
@@ -40,12 +40,15 @@ class TargetLoss:
         targets: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        per_row: bool = False,
         **kwargs: Any,
     ) -> Any:
         """The sum of cross-entropies over `targets` [batch, length] that are not -100, as an fp32 scalar.
 
         `targets[b, t]` is the token after `input_ids[b, t]`. `documents` [batch, length] numbers the documents that
         share a row: a token sees earlier tokens of its own document only (None: all earlier tokens of the row).
+        `per_row` gives the sums of log-probabilities of each row instead, [batch] in float64: the output matrix is used
+        here, in the outermost forward pass, because sharded models are whole nowhere else.
         Without `targets` this is the library's forward pass; `generate` reads its arguments' names off this signature.
         Raises `ValueError` for arguments that have no meaning with `targets`.
         """
@@ -66,6 +69,8 @@ class TargetLoss:
             input_ids=input_ids, position_ids=position_ids, attention_mask={"full_attention": mask}, use_cache=False
         )
         weight = self.lm_head.weight  # type: ignore[attr-defined]
+        if per_row:
+            return log_likelihoods(output.last_hidden_state, weight, targets)
         # text has a target nearly everywhere; of questions, which come as documents, nearly all tokens are prompt
         return cross_entropy_sum(output.last_hidden_state, weight, targets, drop_ignored=documents is not None)
 
@@ -218,13 +223,18 @@ def save_model(model: PreTrainedModel, folder: str | Path, dtype: torch.dtype = 
         if name not in tied
     }
     save_file(state, path / "model.safetensors", metadata={"format": "pt"})
+    describe_model(model, path, dtype)
+    # safetensors makes its files readable for their owner only; the others follow the umask
+    (path / "model.safetensors").chmod((path / "config.json").stat().st_mode)
+
+
+def describe_model(model: PreTrainedModel, path: Path, dtype: torch.dtype) -> None:
+    """Write config.json and generation_config.json of `model` with weights in `dtype`, as the library's own class."""
     described = copy.deepcopy(model.config)
     described.architectures = [kind.__name__ for kind in type(model).__mro__ if _is_stock(kind)][:1]
     described.dtype = dtype
     described.save_pretrained(path)
     model.generation_config.save_pretrained(path)
-    # safetensors makes its files readable for their owner only; the others follow the umask
-    (path / "model.safetensors").chmod((path / "config.json").stat().st_mode)
 
 
 def _is_stock(kind: type) -> bool:

@@ -11,34 +11,39 @@ import importlib.metadata
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from miniqwen.batches import Plan
 from miniqwen.checkpoint import (
     Checkpoint,
     Progress,
     complete_checkpoints,
-    optimizer_tensors,
-    read_checkpoint,
     remove_half_written,
+    verify,
     write_checkpoint,
     write_json,
     write_text,
 )
 from miniqwen.config import LEFT_BY_A_RUN, TrainConfig, UserError, dump
-from miniqwen.modeling_miniqwen import load_model, save_model
+from miniqwen.modeling_miniqwen import describe_model
 from miniqwen.qa import Template
+from miniqwen.tensor_files import StoredTensors, TensorWriter
 
 SHOWN_CHANGES = 10
-VERSIONS = ("miniqwen", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
+VERSIONS = ("miniqwen", "torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "numpy")
 
 
-def open_output_dir(config: TrainConfig) -> None:
-    """Make the folder ready (one process does it): delete an earlier run if asked to, and half-written checkpoints."""
+def open_output_dir(config: TrainConfig) -> str | None:
+    """Make the folder ready (one process does it): delete an earlier run if asked to, and half-written checkpoints.
+
+    Returns the checkpoint to continue from, if any.
+    """
     folder = Path(str(config.output_dir))
     resumes = config.resume_from_checkpoint == "auto" and complete_checkpoints(folder)
     if config.overwrite_output_dir and not resumes:
@@ -47,16 +52,31 @@ def open_output_dir(config: TrainConfig) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     remove_half_written(folder)
+    chosen = checkpoint_to_resume(config)
+    return str(chosen) if chosen else None
 
 
-def checkpoint_to_resume(config: TrainConfig) -> Checkpoint | None:
-    """The checkpoint that `--resume_from_checkpoint` names; None to start afresh."""
+def checkpoint_to_resume(config: TrainConfig) -> Path | None:
+    """The checkpoint that `--resume_from_checkpoint` names, every file of it verified; None to start afresh.
+
+    Of `auto`'s, a damaged one is named on stderr and the one before it taken. Raises `UserError` where none is whole.
+    """
     if config.resume_from_checkpoint == "none":
         return None
     if config.resume_from_checkpoint != "auto":
-        return read_checkpoint(Path(config.resume_from_checkpoint))
-    found = complete_checkpoints(Path(str(config.output_dir)))
-    return read_checkpoint(found[-1]) if found else None
+        verify(Path(config.resume_from_checkpoint))
+        return Path(config.resume_from_checkpoint)
+    damaged: list[str] = []
+    for folder in reversed(complete_checkpoints(Path(str(config.output_dir)))):
+        try:
+            verify(folder)
+            return folder
+        except UserError as error:
+            damaged += error.problems
+            print(f"{error}: trying the one before it", file=sys.stderr, flush=True)
+    if damaged:
+        raise UserError(*damaged, "no checkpoint is whole: --overwrite_output_dir starts afresh")
+    return None
 
 
 class OutputFolder:
@@ -65,12 +85,14 @@ class OutputFolder:
     def __init__(
         self,
         config: TrainConfig,
+        model: torch.nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         template: Template | None,
         identity: Mapping[str, Any],
     ) -> None:
         self.folder = Path(str(config.output_dir))
-        self._config, self._tokenizer, self._template, self._identity = config, tokenizer, template, identity
+        self._config, self._model, self._tokenizer = config, model, tokenizer
+        self._template, self._identity = template, identity
 
     def start(self, progress: Progress, wandb_run_id: str | None, recorded: Mapping[str, Any]) -> None:
         """Write config.yaml and say that the run is on."""
@@ -93,45 +115,68 @@ class OutputFolder:
         }
         write_json(self.folder / "trainer_state.json", state)
 
-    def save(
-        self, progress: Progress, model: torch.nn.Module, optimizer: torch.optim.Optimizer, wandb_run_id: str | None
-    ) -> None:
-        """Write a checkpoint, move the pointer to it, and delete the oldest beyond `--save_total_limit`."""
-        state = optimizer_tensors(model, optimizer)
+    def save(self, progress: Progress, tensors: Iterable[tuple[str, torch.Tensor]], wandb_run_id: str | None) -> None:
+        """Write a checkpoint, move the pointer to it, and delete the oldest beyond `--save_total_limit`.
+
+        `tensors`: see `write_checkpoint`.
+        """
         write_checkpoint(
-            self.folder, progress, self._identity, wandb_run_id, state, self._model_writer(model, torch.float32)
-        )
+            self.folder, progress, self._identity, wandb_run_id, tensors,
+            lambda folder: self._describe(folder, torch.float32),
+        )  # fmt: skip
         self.set_status("running", progress, wandb_run_id)
         limit = self._config.save_total_limit
         for path in complete_checkpoints(self.folder)[: -limit if limit else 0]:
             if path.name != f"checkpoint-{progress.best_step}":
                 shutil.rmtree(path)
 
-    def write_final_model(self, model: torch.nn.Module, progress: Progress) -> str:
-        """The last model, or the best one with --load_best_model_at_end, in the run's precision; says which."""
+    def write_final_model(self, tensors: Iterable[tuple[str, torch.Tensor]], progress: Progress) -> str:
+        """The last model, or the best one with --load_best_model_at_end, in the run's precision; says which.
+
+        `tensors` are the last model's, ("model.NAME", weight).
+        """
         chosen = "the last model"
         if self._config.load_best_model_at_end and progress.best_step is not None:
-            model = load_model(self.folder / f"checkpoint-{progress.best_step}")
+            stored = StoredTensors(self.folder / f"checkpoint-{progress.best_step}", "model")
+            tensors = ((f"model.{name}", tensor) for name, tensor in stored.items())
             metric = f"{self._config.best_metric} {progress.best_metric:.4f}"
             chosen = f"the best model (update {progress.best_step}, {metric})"
         dtype = torch.float16 if self._config.fp16 else torch.bfloat16 if self._config.bf16 else torch.float32
         temporary = self.folder / ".checkpoint-final.tmp"
         remove_half_written(self.folder)
         temporary.mkdir()
-        self._model_writer(model, dtype)(temporary)
+        writer = TensorWriter(temporary, "model", dtype)
+        for name, tensor in tensors:
+            writer.add(name.removeprefix("model."), tensor)
+        writer.close()
+        self._describe(temporary, dtype)
         for path in temporary.iterdir():
             path.replace(self.folder / path.name)
         temporary.rmdir()
         return chosen
 
-    def _model_writer(self, model: torch.nn.Module, dtype: torch.dtype) -> Callable[[Path], None]:
-        def write(folder: Path) -> None:
-            save_model(model, folder, dtype)
-            self._tokenizer.save_pretrained(folder)
-            if self._template:
-                self._template.save(folder)
+    def _describe(self, folder: Path, dtype: torch.dtype) -> None:
+        """What makes a folder with weights a model's folder."""
+        describe_model(self._model, folder, dtype)
+        self._tokenizer.save_pretrained(folder)
+        if self._template:
+            self._template.save(folder)
 
-        return write
+
+def check_batch(checkpoint: Checkpoint, plan: Plan) -> None:
+    """Raises `UserError`, naming what would keep it, when an update has not as many rows as the checkpoint's."""
+    identity = checkpoint.identity
+    rows = identity.get("blocks_per_update") or identity["examples_per_update"]
+    if plan.rows_per_update == rows:
+        return
+    was = f"{checkpoint.folder}: an update was {rows} rows, and {plan.micro_batch} x {plan.accumulation} on "
+    was += f"{plan.world_size} processes are {plan.rows_per_update} (blocks_per_update)"
+    if rows % plan.world_size:
+        raise UserError(f"{was}: {rows} cannot be shared out on {plan.world_size} processes; use a divisor of it")
+    each = rows // plan.world_size
+    micro = next(size for size in range(min(plan.micro_batch, each), 0, -1) if each % size == 0)
+    size = "" if micro == plan.micro_batch else f"--per_device_train_batch_size {micro} "
+    raise UserError(f"{was}: {size}--gradient_accumulation_steps {each // micro} keeps them")
 
 
 def continued(

@@ -1,28 +1,31 @@
-"""Where it runs: the only module that configures Accelerate, devices, precision, seeds and collectives.
+"""Where it runs: the process among the others, its device, precision, randomness and collectives.
 
-Promises: the same loop on one process and under DDP; the loss of an update is the sum over all its target tokens
-divided by their number, over micro-batches *and* ranks (law 2); a launch that asks for something else than what would
-run stops.
+Promises: the same loop on one process, under DDP, FSDP2 and ZeRO-1/2/3; the loss of an update is the sum over all its
+target tokens divided by their number, over micro-batches *and* ranks (law 2); what is random in an update follows from
+the seed, the update and the rank, so that resuming needs no generator's state; an error of one rank stops them all.
 Costs: one all-reduce of a few integers per update, over gloo, so that nothing waits for the GPU.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import types
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
+from torch.distributed.tensor import DTensor
 from transformers.utils import logging as transformers_logging
 
+from miniqwen.backends import ZERO, asked_backend, check_engine, make_accelerator
 from miniqwen.config import TrainConfig, UserError
+from miniqwen.shards import Tensors, inner, is_engine, local_parameters, restore_masters, restore_optimizer
+
+Result = TypeVar("Result")
 
 
 class StopRequest:
@@ -44,15 +47,11 @@ class Runtime:
 
     def __init__(self, config: TrainConfig) -> None:
         """Join the other processes; raises `UserError` for launches that would not run as they ask."""
-        problems = launch_problems()
-        if problems:
-            raise UserError(*problems)
-        if not torch.cuda.is_available():
-            PartialState(cpu=True)
         # the tokenizer's threads; read once, when it first encodes
         os.environ["RAYON_NUM_THREADS"] = str(max(config.preprocessing_num_workers, 1))
-        precision = "fp16" if config.fp16 else "bf16" if config.bf16 else "no"
-        self._accelerator = Accelerator(mixed_precision=precision)
+        self.backend = asked_backend(config)
+        self._accelerator, precision = make_accelerator(self.backend, config), self.backend.precision
+        self._seed = config.seed
         self.precision = {"no": "fp32"}.get(precision, precision)
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index
@@ -63,18 +62,70 @@ class Runtime:
         set_seed(config.seed)
         transformers_logging.disable_progress_bar()  # of loading and saving weights: the run has a bar of its own
 
-    def describe(self) -> str:
-        """What really runs, in a few words."""
-        backend = "one process" if self.world_size == 1 else f"DDP over {self.world_size} processes"
-        return f"{backend}, {self.device.type}, {self.precision}"
+    def describe(self, model: torch.nn.Module, parameters: int) -> str:
+        """What really runs, on one line; `parameters` of the prepared `model` are distinct ones."""
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", self.world_size)))
+        nodes = max(self.world_size // here, 1)
+        over = (
+            f" over {self.world_size} process{'es' if self.world_size > 1 else ''} on {nodes} node{'s' * (nodes > 1)}"
+        )
+        place = f"{self.backend.name}{over if self.backend.name != 'one process' else ''}"
+        held = f"{local_parameters(model):,} of {parameters:,} parameters on each rank"
+        return f"{place}, {self.device.type}, {self.precision}; {held}"
 
     def prepare(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[torch.nn.Module, Any]:
         """Move the model to the device and wrap both for the backend."""
-        return self._accelerator.prepare(model, optimizer)
+        prepared, prepared_optimizer = self._accelerator.prepare(model, optimizer)
+        if self.backend.kind == ZERO:
+            check_engine(prepared, self.backend)
+        return prepared, prepared_optimizer
+
+    def restore(
+        self, model: torch.nn.Module, optimizer: Any, weights: Tensors, state: Tensors | None,
+        loss_scale: Mapping[str, float] | None,
+    ) -> None:  # fmt: skip
+        """Give prepared `model` and `optimizer` what a checkpoint holds (see shards.py); no `state` in a new run."""
+        if state is not None:
+            restore_optimizer(model, optimizer, weights, state)
+            self._set_loss_scale(model, loss_scale)
+        elif self.backend.kind == ZERO and self.precision != "fp32":
+            restore_masters(model, weights)
+
+    def loss_scale(self, model: torch.nn.Module) -> dict[str, float] | None:
+        """fp16's dynamic loss scale, and for how many updates it has held; None in other precisions."""
+        scaler = self._scaler(model)
+        if scaler is None:
+            return None
+        if is_engine(model):
+            return {"scale": scaler.cur_scale, "updates": scaler.cur_iter - scaler.last_overflow_iter - 1}
+        return {"scale": scaler.get_scale(), "updates": scaler._get_growth_tracker()}
+
+    def _set_loss_scale(self, model: torch.nn.Module, stored: Mapping[str, float] | None) -> None:
+        scaler = self._scaler(model)
+        if scaler is None or stored is None:
+            return
+        if is_engine(model):
+            scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter = stored["scale"], int(stored["updates"]), -1
+        else:
+            values = {"scale": stored["scale"], "_growth_tracker": int(stored["updates"])}
+            scaler.load_state_dict({**scaler.state_dict(), **values})
+
+    def _scaler(self, model: torch.nn.Module) -> Any:
+        if self.precision != "fp16":
+            return None
+        return model.optimizer.loss_scaler if is_engine(model) else self._accelerator.scaler  # type: ignore[union-attr]
 
     def unwrap(self, model: torch.nn.Module) -> torch.nn.Module:
         """The model under the backend's wrapper."""
-        return self._accelerator.unwrap_model(model)
+        return inner(model)
+
+    def evaluable(self, model: torch.nn.Module) -> torch.nn.Module:
+        """What to call without gradients: sharded models only gather their parameters through their wrapper."""
+        return model if is_engine(model) else inner(model)
+
+    def seed_update(self, step: int) -> None:
+        """Make what is random in update `step` (a model's dropout) depend on it, and not on what came before."""
+        torch.manual_seed((self._seed * 1_000_003 + step) * 65_537 + self.rank)
 
     @contextlib.contextmanager
     def accumulating(self, model: torch.nn.Module, sync: bool) -> Iterator[None]:
@@ -93,10 +144,10 @@ class Runtime:
     def step(self, model: torch.nn.Module, optimizer: Any, max_grad_norm: float) -> torch.Tensor:
         """Clip, update and clear; returns the gradient norm before clipping (a scalar on the device)."""
         limit = max_grad_norm if max_grad_norm > 0 else float("inf")
-        norm = self._accelerator.clip_grad_norm_(model.parameters(), limit)
+        norm = torch.as_tensor(self._accelerator.clip_grad_norm_(model.parameters(), limit))
         optimizer.step()
         optimizer.zero_grad()
-        return norm.detach()
+        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).detach()
 
     def sum(self, *values: int) -> tuple[int, ...]:
         """Each integer summed over the ranks."""
@@ -121,23 +172,34 @@ class Runtime:
         dist.all_gather_object(values, value, group=self._counts)
         return values
 
-    def from_main(self, make: Callable[[], Any]) -> Any:
-        """`make()` of rank 0, a JSON-able value, on every rank; so is the `UserError` that it raises."""
-        if self._counts is None:
-            return make()
-        told = b""
-        if self.is_main:
-            try:
-                told = json.dumps({"value": make()}).encode()
-            except UserError as error:
-                told = json.dumps({"problems": list(error.problems)}).encode()
-        (size,) = self.sum(len(told))
-        message = torch.tensor(bytearray(told) or bytearray(size), dtype=torch.uint8)
-        dist.broadcast(message, src=0, group=self._counts)
-        found = json.loads(bytes(message.numpy()))
-        if "problems" in found:
-            raise UserError(*found["problems"])
-        return found["value"]
+    @contextlib.contextmanager
+    def together(self, parts: Iterable[Any] = ()) -> Iterator[None]:
+        """Around what one rank may fail at: its error is raised on all of them.
+
+        `parts` is a generator that every rank has to go through: what is left of it is used up first.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        for _ in parts:
+            pass
+        told = self.gather(f"{type(error).__name__}: {error}" if error else None)
+        if error:
+            raise error
+        first = next(((rank, text) for rank, text in enumerate(told) if text), None)
+        if first:
+            raise (UserError if first[1].startswith("UserError") else OSError)(f"rank {first[0]}: {first[1]}")
+
+    def on_main(self, call: Callable[[], Result]) -> Result:
+        """What `call` gives on rank 0 (JSON-able), on every rank; its error too."""
+        result = None
+        with self.together():
+            if self.is_main:
+                result = call()
+        found: Result = self.gather(result)[0]
+        return found
 
     def wait(self) -> None:
         """Until every rank is here."""
@@ -153,14 +215,3 @@ class Runtime:
         if dist.is_initialized():
             self.wait()
             dist.destroy_process_group()
-
-
-def launch_problems() -> list[str]:
-    """What the launcher asks for that this version does not do; a silent fallback would train something else."""
-    asked = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed ZeRO", "ACCELERATE_USE_FSDP": "FSDP"}
-    return [
-        f"{name} was asked for by the Accelerate configuration, and this version trains in one process or under DDP "
-        "only: use accelerate_configs/ddp.yaml"
-        for variable, name in asked.items()
-        if os.environ.get(variable, "false").lower() in ("true", "1")
-    ]

@@ -4,7 +4,7 @@ Promises: a choice's score is the sum of log-probabilities of " " + choice after
 training; it does not depend on the batch size, the order of the questions or the number of processes (to 1e-5 in fp32).
 A prompt that is longer than the model's positions loses its beginning, as in lm-evaluation-harness, and is counted.
 Costs: every choice is run with its own copy of the prompt, choices of like length together; the output matrix is
-applied to the completions' tokens only, `ROWS` of them at a time, so that a large vocabulary needs little memory.
+applied to the completions' tokens only, some of them at a time, so that a large vocabulary needs little memory.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import log_softmax
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from miniqwen.config import UserError
+from miniqwen.loss import IGNORED
 from miniqwen.qa import Example, Template, encode_example
 from miniqwen.questions import Question
-
-ROWS = 256  # rows of logits at a time: 156 MB with Qwen's vocabulary
 
 
 @dataclass(frozen=True)
@@ -64,17 +62,22 @@ def score_share(
     progress: bool = False,
 ) -> dict[int, ChoiceScores]:
     """{index of the question: its scores} for the batches of one rank of several: whole batches, the same ones whatever
-    the number of ranks. The ranks' shares together are all questions, each once."""
-    positions = model.config.max_position_embeddings
+    the number of ranks. The ranks' shares together are all questions, each once.
+
+    Every rank runs the model equally often, as sharded models need: a rank without a batch of its own repeats the last.
+    """
+    # under DeepSpeed's wrapper, `config` is not the model's
+    positions = getattr(model, "module", model).config.max_position_embeddings
     encoded = [_encode(tokenizer, template, question, positions) for question in questions]
     longest = [max(len(example.input_ids) for example in examples) for examples, _ in encoded]
     by_length = sorted(range(len(questions)), key=lambda index: (-longest[index], index))
     batches = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
     scored = {}
     with _evaluating(model):
-        for batch in tqdm(batches[rank::world_size], desc="scoring", unit="batch", disable=not progress):
+        for first in tqdm(range(0, len(batches), world_size), desc="scoring", unit="batch", disable=not progress):
+            batch = batches[min(first + rank, len(batches) - 1)]
             sums = iter(_log_likelihoods(model, [example for index in batch for example in encoded[index][0]], device))
-            for index in batch:
+            for index in batch if first + rank < len(batches) else ():
                 question, (examples, truncated) = questions[index], encoded[index]
                 values = tuple(next(sums) for _ in examples)
                 if not all(map(math.isfinite, values)):
@@ -113,24 +116,15 @@ def _log_likelihoods(model: PreTrainedModel, examples: Sequence[Example], device
     """Sum of log-probabilities of each completion.
 
     Inputs are padded on the right to `[examples, length]`: with causal attention no real token sees the padding, so no
-    mask is needed. `row`, `column` `[completion tokens]` are the places whose next token belongs to a completion.
+    mask is needed. Targets are the completions' tokens, each at the place that predicts it.
     """
     length = max(len(example.input_ids) for example in examples) - 1
     inputs = torch.zeros(len(examples), length, dtype=torch.long)
-    rows, columns, targets = [], [], []
+    targets = torch.full((len(examples), length), IGNORED)
     for number, example in enumerate(examples):
         ids = torch.tensor(example.input_ids)
         inputs[number, : len(ids) - 1] = ids[:-1]
         first = max(example.prompt_length, 1)  # nothing predicts the first token of an empty prompt
-        rows.append(torch.full((len(ids) - first,), number))
-        columns.append(torch.arange(first - 1, len(ids) - 1))
-        targets.append(ids[first:])
-    row, column, target = torch.cat(rows), torch.cat(columns), torch.cat(targets).to(device)
-    hidden = model.get_decoder()(input_ids=inputs.to(device), use_cache=False).last_hidden_state
-    hidden = hidden[row.to(device), column.to(device)]
-    sums = torch.zeros(len(examples), dtype=torch.float64)
-    for part, part_target, part_row in zip(hidden.split(ROWS), target.split(ROWS), row.split(ROWS), strict=True):
-        log_probabilities = log_softmax(model.get_output_embeddings()(part).float(), dim=-1)
-        picked = log_probabilities.gather(1, part_target[:, None])[:, 0]
-        sums.index_add_(0, part_row, picked.cpu().double())
-    return sums.tolist()
+        targets[number, first - 1 : len(ids) - 1] = ids[first:]
+    sums: list[float] = model(input_ids=inputs.to(device), targets=targets.to(device), per_row=True).tolist()
+    return sums

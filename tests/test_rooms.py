@@ -7,9 +7,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
-    "flags", "config", "runtime", "patience", "formats", "sources", "windows", "documents", "tokenization_miniqwen",
-    "questions", "qa", "token_cache", "packing", "batches", "tasks", "loss", "modeling_miniqwen", "optimizers",
-    "scoring", "metrics", "checkpoint", "output_folder", "tracking", "create_model", "demo",
+    "flags", "config", "backends", "shards", "runtime", "patience", "formats", "sources", "windows", "documents",
+    "tokenization_miniqwen", "questions", "qa", "token_cache", "packing", "batches", "tasks", "loss",
+    "modeling_miniqwen", "optimizers", "scoring", "metrics", "tensor_files", "checkpoint", "output_folder", "tracking",
+    "create_model", "demo",
 )  # fmt: skip
 LOOPS = ("train_loop.py", "eval_loop.py", "prepare_datasets.py")
 
