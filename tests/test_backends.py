@@ -13,6 +13,7 @@ import random
 import shutil
 import sys
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -179,7 +180,7 @@ def chain(bench: Bench) -> Bench:
     """Each place trains with two plans, goes on from its own checkpoint and from that of the place before it."""
     plans = ((1, 8), CONTINUED)
     bench.launch(SINGLE_PROCESS, [*bench.whole_batches((1, 2)), *bench.plans(SINGLE_PROCESS, plans)])
-    for before, place in zip(FAST, FAST[1:], strict=False):
+    for before, place in pairwise(FAST):
         bench.launch(place, [*bench.plans(place, plans), *(bench.resume(place, source) for source in (before, place))])
     bench.launch(SINGLE_PROCESS, [bench.resume(SINGLE_PROCESS, source) for source in FAST])
     return bench
