@@ -20,6 +20,7 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from miniqwen import metrics
 from miniqwen.checkpoint import write_json
@@ -43,6 +45,7 @@ DEFAULT_SPLITS = {"sciq": "test", "commonsenseqa": "validation"}  # CommonsenseQ
 
 def main(config: EvalConfig) -> None:
     """Score each data set in turn; process 0 writes and prints."""
+    transformers_logging.disable_progress_bar()  # of loading weights: scoring has a bar of its own
     state = PartialState() if torch.cuda.is_available() else PartialState(cpu=True)
     names = QA_DATASETS if config.dataset_name == "both" else (str(config.dataset_name),)
     template = Template.load(str(config.model_path)).with_flags(config.prompt_template, config.choices_template)
@@ -94,7 +97,8 @@ def score(
     with precision:
         share = score_share(
             model, tokenizer, template, questions, config.per_device_eval_batch_size, state.device,
-            rank=state.process_index, world_size=state.num_processes, progress=state.is_main_process,
+            rank=state.process_index, world_size=state.num_processes,
+            progress=state.is_main_process and sys.stderr.isatty(),
         )  # fmt: skip
     scored = {index: scores for part in gather_object([share]) for index, scores in part.items()}
     return [scored[index] for index in range(len(questions))]

@@ -29,7 +29,16 @@ from tqdm import tqdm
 from miniqwen.config import DataFlags, UserError
 from miniqwen.demo import write_demo
 from miniqwen.patience import patiently
-from miniqwen.sources import REPOSITORIES, DataFile, Repository, open_file, repository_card, resolve
+from miniqwen.sources import (
+    REPOSITORIES,
+    DataFile,
+    Repository,
+    Source,
+    open_file,
+    readable,
+    repository_card,
+    resolve,
+)
 
 SHOWN_CHARACTERS = 100
 COLUMNS = {
@@ -58,11 +67,23 @@ def prepare(name: str, config: PrepareConfig) -> None:
     print(f"  columns   {', '.join(COLUMNS[name])}")
     first = next(iter(repository.splits))
     source = repository.source(first, COLUMNS[name])
-    rows = source.read(source.units()[0])
+    rows = first_rows(source)
     for number in range(min(config.num_samples, len(rows[COLUMNS[name][0]]))):
         print(f"  {first}[{number}]  {sample(name, {column: values[number] for column, values in rows.items()})}")
     if config.download:
         download(repository, Path(config.download))
+
+
+def first_rows(source: Source) -> dict[str, list[Any]]:
+    """The first few hundred rows, without reading the whole file."""
+    unit = source.units()[0]
+    file = source.files[unit.file]
+
+    def first() -> dict[str, list[Any]]:
+        return next(source.batches(unit), {name: [] for name in source.columns})
+
+    found: dict[str, list[Any]] = readable(lambda: patiently(first, f"{source.name}: {file.path}"), file, file.format)
+    return found
 
 
 def shape(repository: Repository, split: str, files: tuple[DataFile, ...]) -> str:
@@ -121,7 +142,11 @@ def main(config: PrepareConfig) -> None:
     """Everything that was asked for; raises `UserError` with all that failed."""
     if config.demo:
         summary = write_demo(Path(config.demo))
-        print(f"demo data in {config.demo}: {', '.join(f'{value:,} {name}' for name, value in vars(summary).items())}")
+        print(
+            f"demo data in {config.demo}: {summary.facts} facts, {summary.articles} articles, {summary.papers} papers"
+        )
+        for name, questions in summary.questions.items():
+            print(f"{name}: {', '.join(f'{count} {split}' for split, count in questions.items())} questions")
         print(f"use it with --data_root {config.demo}")
         return
     problems: list[str] = []

@@ -63,6 +63,7 @@ demo() {
     python -m miniqwen.create_model --config recipes/demo_model.yaml --output_dir "$OUT/model" $DATA
   fi
   if wanted pretrain; then train "$OUT/pretrained" demo_pretrain "$OUT/model"; fi
+  export OMP_NUM_THREADS=1  # from here two processes run side by side: a core each
   for name in sciq commonsenseqa; do
     if wanted $name; then
       echo "   with pretraining, and (in the background) without it, for comparison"

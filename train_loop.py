@@ -42,12 +42,12 @@ from miniqwen.ending import failures_told, reason_to_stop
 from miniqwen.metrics import predictions
 from miniqwen.modeling_miniqwen import count_parameters, load_model
 from miniqwen.optimizers import make_optimizer, make_schedule, set_learning_rate
-from miniqwen.output_folder import OutputFolder, check_batch, check_resumable, open_output_dir, versions
+from miniqwen.output_folder import OutputFolder, check_batch, continued, open_output_dir, versions
 from miniqwen.preemption import GivenUp, Preempted, next_update, until_stopped
 from miniqwen.runtime import Runtime
 from miniqwen.scoring import score_rounds
 from miniqwen.shards import gathered
-from miniqwen.tasks import Task, make_task
+from miniqwen.tasks import Task, list_data, make_task
 from miniqwen.tensor_files import StoredTensors
 from miniqwen.tokenization_miniqwen import load_tokenizer
 from miniqwen.tracking import Tracker, Window
@@ -187,7 +187,7 @@ def evaluated(config: TrainConfig, task: Task, run: Run, progress: Progress) -> 
     except GivenUp:
         return progress
     run.tracker.evaluation(progress.step, {**result, "eval_seconds": perf_counter() - began})
-    return progress.with_evaluation(result[config.metric_for_best_model], config.larger_is_better)
+    return progress.with_evaluation(result[config.best_metric], config.larger_is_better)
 
 
 @torch.no_grad()
@@ -239,12 +239,11 @@ def main(config: TrainConfig, stop: StopRequest) -> None:
     )
     if checkpoint:
         check_batch(checkpoint, plan)
-    with runtime.main_first():  # what is downloaded is downloaded once
-        task = make_task(config, tokenizer, plan, checkpoint.identity.get("lanes") if checkpoint else None)
+    listings = runtime.on_main(lambda: list_data(config))  # the hub is asked once, whatever the number of processes
+    task = make_task(config, listings, tokenizer, plan, checkpoint.identity.get("lanes") if checkpoint else None)
     steps = Steps.of(config, task)
-    if checkpoint:
-        check_resumable(checkpoint, task.identity, steps.total)
     runtime.agree({"data": task.identity, "checkpoint": str(checkpoint.progress) if checkpoint else None})
+    identity = continued(config, checkpoint, task.identity, steps.total) if checkpoint else task.identity
     progress = checkpoint.progress if checkpoint else Progress()
 
     model = load_model(source)
@@ -267,7 +266,7 @@ def main(config: TrainConfig, stop: StopRequest) -> None:
         runtime.print(line)
 
     bare = runtime.unwrap(prepared)
-    output = OutputFolder(config, bare, tokenizer, task.template, task.identity) if runtime.is_main else None
+    output = OutputFolder(config, bare, tokenizer, task.template, identity) if runtime.is_main else None
     tracker = Tracker(
         config, runtime.is_main, progress.step, steps.total, checkpoint.wandb_run_id if checkpoint else None
     )
@@ -276,7 +275,7 @@ def main(config: TrainConfig, stop: StopRequest) -> None:
         output.start(
             progress,
             tracker.wandb_run_id,
-            {"data": task.identity, "parameters": parameters, "runs_on": runs_on},
+            {"data": identity, "validation": task.held_out, "parameters": parameters, "runs_on": runs_on},
         )
     with failures_told(config, runtime, stop, tracker, output):
         if config.trains:

@@ -3,7 +3,7 @@
 Promises: an update is the same set of blocks (or examples) however it is cut into ranks and micro-batches; every rank
 gets the same number of micro-batches; the update carries the data cursor that stands behind it. Fine-tuning examples
 are laid end to end without padding, and do not see each other.
-Costs: one background thread that works ahead by a few updates.
+Costs: background threads (`--preprocessing_num_workers`) that work ahead by a few updates.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -126,19 +127,29 @@ def example_batch(examples: Sequence[Example]) -> MicroBatch:
     return MicroBatch(torch.from_numpy(tokens)[None], *rows)
 
 
-def text_updates(lanes: Mapping[int, Iterator[Block]], plan: Plan, num_lanes: int) -> Iterator[Update]:
-    """Endless updates of this rank: the same number of blocks from each of its lanes, in lane order."""
+def text_updates(
+    lanes: Mapping[int, Iterator[Block]], plan: Plan, num_lanes: int, workers: int = 1
+) -> Iterator[Update]:
+    """Endless updates of this rank: the same number of blocks from each of its lanes, in lane order.
+
+    Several `workers` (threads) make the blocks of several lanes at once: the hub, the tokenizer and parquet do not wait
+    for each other. A lane is only ever in the hands of one of them, so its blocks are the same.
+    """
     rounds = plan.rows_per_update // num_lanes
-    while True:
-        blocks = [next(lanes[lane]) for _ in range(rounds) for lane in sorted(lanes)]
-        last = blocks[-len(lanes) :]
-        length = len(blocks[0].tokens)
-        micro_batches = [
-            block_batch([block.tokens for block in blocks[start : start + plan.micro_batch]], length)
-            for start in range(0, len(blocks), plan.micro_batch)
-        ]
-        cursor = {str(lane): block.cursor.to_json() for lane, block in zip(sorted(lanes), last, strict=True)}
-        yield Update.of(micro_batches, cursor, max(block.cursor.epoch for block in last))
+    order = sorted(lanes)
+    with ThreadPoolExecutor(workers) as pool:
+        at_once = pool.map if workers > 1 else map
+        while True:
+            made = list(at_once(lambda lane: [next(lanes[lane]) for _ in range(rounds)], order))
+            blocks = [of_lane[number] for number in range(rounds) for of_lane in made]
+            length = len(blocks[0].tokens)
+            micro_batches = [
+                block_batch([block.tokens for block in blocks[start : start + plan.micro_batch]], length)
+                for start in range(0, len(blocks), plan.micro_batch)
+            ]
+            last = [of_lane[-1].cursor for of_lane in made]
+            cursor = {str(lane): behind.to_json() for lane, behind in zip(order, last, strict=True)}
+            yield Update.of(micro_batches, cursor, max(behind.epoch for behind in last))
 
 
 def lane_cursors(stored: Mapping[str, Any], names: Sequence[str], lanes: range) -> dict[int, Cursor]:
@@ -173,18 +184,24 @@ def example_updates(examples: Sequence[Example], plan: Plan, seed: int, cursor: 
 
 
 class Prefetched(Iterator[Item]):
-    """The same items, made by a background thread that works up to `ahead` of them in advance.
+    """The same items, made by a background thread that works up to `ahead` of them in advance; without one at 0.
 
     An error in the thread is raised here, in its place. Cursors travel with the items, so working ahead changes
-    nothing.
+    nothing. Closing this iterator, or losing it, ends the thread.
     """
 
     def __init__(self, items: Iterator[Item], ahead: int) -> None:
-        self._made: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(maxsize=ahead)
-        threading.Thread(target=self._work, args=(items,), daemon=True).start()
+        self._items = items
+        self._made: queue.Queue[tuple[Item | None, BaseException | None]] | None = None
+        self._closed = threading.Event()
+        if ahead:
+            self._made = queue.Queue(maxsize=ahead)
+            threading.Thread(target=_work_ahead, args=(items, self._made, self._closed), daemon=True).start()
 
     def within(self, seconds: float | None) -> Item | None:
-        """The next item, or None when it does not come in time; None `seconds` wait without end."""
+        """The next item, or None when the thread does not have it in time; None `seconds` wait without end."""
+        if self._made is None:
+            return next(self._items)
         try:
             item, error = self._made.get(timeout=seconds)
         except queue.Empty:
@@ -198,13 +215,26 @@ class Prefetched(Iterator[Item]):
         assert item is not None
         return item
 
-    def _work(self, items: Iterator[Item]) -> None:
-        try:
-            for item in items:
-                self._made.put((item, None))
-            self._made.put((None, StopIteration()))
-        except BaseException as error:
-            self._made.put((None, error))
+    def close(self) -> None:
+        self._closed.set()
+        while self._made is not None and not self._made.empty():  # a thread that waits to hand over can go on, and end
+            self._made.get_nowait()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _work_ahead(
+    items: Iterator[Item], made: queue.Queue[tuple[Item | None, BaseException | None]], closed: threading.Event
+) -> None:
+    try:
+        for item in items:
+            made.put((item, None))
+            if closed.is_set():
+                return
+        made.put((None, StopIteration()))
+    except BaseException as error:
+        made.put((None, error))
 
 
 def prefetched(items: Iterator[Item], ahead: int = 2) -> Prefetched[Item]:

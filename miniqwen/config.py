@@ -37,7 +37,7 @@ class DataFlags(Flags):
 
     dataset_name: str | None = flag(
         None, "wikipedia, arxiv, both, sciq, commonsenseqa, a hub id (OWNER/NAME), or a local file or folder "
-        "(.parquet, .jsonl, .jsonl.gz, .csv)", group="data", required=True)  # fmt: skip
+        "(.parquet, .jsonl, .json, .csv, .txt; also .gz)", group="data", required=True)  # fmt: skip
     dataset_config_name: str | None = flag(None, "configuration (subset) of a hub data set", group="data")
     wikipedia_version: str = flag(
         "20220301.en", "Wikipedia dump as DATE.LANGUAGE; one that the hub no longer serves is replaced by the newest "
@@ -49,6 +49,9 @@ class DataFlags(Flags):
     streaming: bool = flag(
         True, "read text as it is needed; False downloads the files of the data set first", group="data"
     )
+    sample_by: str = flag(
+        "line", "a document of a .txt file: a line, a paragraph (up to a blank line), or the whole file (document), as "
+        "in the text loader of datasets", group="data", choices=("line", "paragraph", "document"))  # fmt: skip
     text_column: str | None = flag(None, "column with the text (text data the project has no name for)", group="data")
     question_column: str | None = flag(None, "column with the question (QA data of your own)", group="data")
     choices_column: str | None = flag(
@@ -105,7 +108,7 @@ def unknown_dataset(name: str) -> list[str]:
     looks_local = (
         name.startswith((".", "/", "~"))
         or name.count("/") != 1
-        or Path(name).suffix in (".parquet", ".jsonl", ".json", ".gz", ".csv")
+        or Path(name).suffix in (".parquet", ".jsonl", ".json", ".gz", ".csv", ".txt")
     )
     return [f"--dataset_name {name}: no such data set or file{hint}"] if looks_local else []
 
@@ -138,10 +141,18 @@ class TrainConfig(DataFlags):
     max_eval_samples: int | None = flag(
         None, "evaluate on the first N validation blocks (or questions) only", group="data"
     )
+    allow_data_change: bool = flag(
+        False, "resume although the data is not what the checkpoint was made with; the change is recorded", group="data"
+    )
+    token_cache: str | None = flag(
+        None, "folder that `prepare_datasets.py --tokenize` wrote, read instead of the text: same blocks, same cursors",
+        group="data")  # fmt: skip
     data_lanes: int | None = flag(
         None, "parallel streams of documents (default: blocks per update of the first run); part of the data order",
         group="data")  # fmt: skip
-    preprocessing_num_workers: int = flag(1, "threads that tokenize", group="data")
+    preprocessing_num_workers: int = flag(
+        1, "threads that read, tokenize and pack text ahead of the loop; 0: in the loop itself", group="data"
+    )
     block_size: int | None = flag(None, "tokens in a pretraining block (default 1024)", group="data")
     max_seq_length: int | None = flag(
         None, "longest example in fine-tuning (default 512); caps --block_size in pretraining", group="data"
@@ -266,12 +277,13 @@ class TrainConfig(DataFlags):
         return None if self.max_time is None else seconds(self.max_time)
 
     @property
+    def best_metric(self) -> str:
+        """`eval_loss` or `eval_accuracy`; as in transformers, --metric_for_best_model may leave the `eval_` out."""
+        return f"eval_{self.metric_for_best_model.removeprefix('eval_')}"
+
+    @property
     def larger_is_better(self) -> bool:
-        return (
-            self.greater_is_better
-            if self.greater_is_better is not None
-            else not self.metric_for_best_model.endswith("loss")
-        )
+        return self.greater_is_better if self.greater_is_better is not None else self.best_metric != "eval_loss"
 
     @property
     def evaluates_while_training(self) -> bool:
@@ -311,7 +323,7 @@ class TrainConfig(DataFlags):
             self.resolved_task == "finetune"
             and not known_qa
             and not self.choices_column
-            and self.metric_for_best_model == "eval_accuracy"
+            and self.best_metric == "eval_accuracy"
         ):
             found.append("--metric_for_best_model eval_accuracy needs --choices_column: accuracy ranks choices")
         if self.mixture is not None:
@@ -324,10 +336,21 @@ class TrainConfig(DataFlags):
             found.append("--prompt_template and --choices_template have no use with --do_qa_format False")
         for name in ("block_size", "max_seq_length", "per_device_train_batch_size", "per_device_eval_batch_size",
                      "gradient_accumulation_steps", "validation_blocks", "max_eval_samples", "data_lanes",
-                     "preprocessing_num_workers", "logging_steps", "save_steps", "eval_steps", "save_total_limit",
+                     "logging_steps", "save_steps", "eval_steps", "save_total_limit",
                      "early_stopping_patience"):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 found.append(f"--{name} {getattr(self, name)}: must be at least 1")
+        if self.preprocessing_num_workers < 0:
+            found.append(f"--preprocessing_num_workers {self.preprocessing_num_workers}: must not be negative")
+        if self.allow_data_change and self.resume_from_checkpoint == "none":
+            found.append("--allow_data_change belongs to --resume_from_checkpoint")
+        if self.token_cache and self.resolved_task == "finetune":
+            found.append("--token_cache holds text for pretraining; fine-tuning tokenizes its questions itself")
+        elif self.token_cache and not Path(self.token_cache).is_dir():
+            found.append(
+                f"--token_cache {self.token_cache}: no such folder (make one with "
+                "`python prepare_datasets.py --tokenize DIR --model_path M`)"
+            )
         return found
 
     def _step_problems(self) -> list[str]:
@@ -368,7 +391,7 @@ class TrainConfig(DataFlags):
             if self.resolved_task == "pretrain" or not self.do_qa_format
             else ("eval_loss", "eval_accuracy")
         )
-        if self.metric_for_best_model not in metrics:
+        if self.best_metric not in metrics:
             found.append(f"--metric_for_best_model {self.metric_for_best_model}: this run has {' and '.join(metrics)}")
         if self.eval_strategy == "no" and self.load_best_model_at_end:
             found.append("--load_best_model_at_end needs evaluations to choose by: add --eval_strategy steps")

@@ -43,6 +43,7 @@ from miniqwen.modeling_miniqwen import (
 from miniqwen.patience import patiently
 from miniqwen.sources import Source, resolve
 from miniqwen.tokenization_miniqwen import load_tokenizer, train_tokenizer
+from miniqwen.windows import TextWindows
 
 # What a model folder holds: all that --overwrite_output_dir deletes here.
 MODEL_FILES = (
@@ -115,15 +116,17 @@ def training_texts(config: CreateConfig) -> Iterator[str]:
 def documents(source: Source) -> Iterator[str]:
     """Every text of a source that is not empty, in its order. Raises `UserError` for values that are not text."""
     (column,) = source.columns
-    for unit in source.units():
-        for row, text in enumerate(source.read(unit)[column]):
-            if text is not None and not isinstance(text, str):
-                place = f"{source.files[unit.file].path}, part {unit.part}, row {row}"
-                raise UserError(
-                    f"{place}: {column} is {type(text).__name__}, not text; choose a --text_column of texts"
-                )
-            if text:
-                yield text
+    windows = TextWindows(source)
+    for unit in range(len(windows.units())):
+        for window, first in enumerate(windows.starts(unit)[:-1]):
+            for row, text in enumerate(windows.read(unit, window), first):
+                if text is not None and not isinstance(text, str):
+                    raise UserError(
+                        f"{windows.place(unit, row)}: {column} is {type(text).__name__}, not text; "
+                        "choose a --text_column of texts"
+                    )
+                if text:
+                    yield text
 
 
 def imported(name: str, cache_dir: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -1,8 +1,9 @@
-"""In which order documents are read: units, stripes, lanes and positions (law 1).
+"""In which order documents are read: units, stripes, windows, lanes and positions (law 1).
 
 Promises: the order is a function of (data, seed, number of lanes) alone. In each epoch every document that is not held
 out comes exactly once over all lanes; another epoch or seed gives another order. A lane can start at any position and
-goes on exactly from there. Costs: to start at a position, one unit is read.
+goes on exactly from there.
+Costs: to start at a position, one unit is read (of a large one, one window). A permutation of the units per epoch.
 """
 
 from __future__ import annotations
@@ -12,35 +13,52 @@ import itertools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from miniqwen.config import UserError
-
-if TYPE_CHECKING:
-    from miniqwen.sources import Source, Unit
+from miniqwen.windows import Windows
 
 STRIPES_PER_LANE = 64  # pieces of the data a lane gets per epoch at least, so that lanes stay balanced
+LEAST_STRIPE = 1 << 20  # bytes of a large unit, below which its stripes would have no window each
+NEIGHBOURS = 64 << 20  # bytes of units whose stripes are read at about the same time, while the units are in memory
 EMPTY_EPOCHS = 100  # a lane without a single document in that many epochs will not find one
+ENCODED_ROWS = 64  # at once, where validation text is held out
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a document stands in a lane's endless stream: its epoch, the piece within it, the row within that."""
+    """Where a document stands in a lane's endless stream: epoch, piece within it, window and row within that."""
 
     epoch: int = 0
     piece: int = 0
+    window: int = 0
     row: int = 0
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Every `stripes`-th row of a unit, from row `stripe` on."""
+    """What a lane reads before it goes elsewhere: of `unit`, the part number `stripe` of `stripes`."""
 
     unit: int
     stripe: int
     stripes: int
+
+    def shares_windows(self, num_windows: int) -> bool:
+        """Whether the stripes share out windows; too few of them are all read, and share out rows."""
+        return num_windows >= self.stripes
+
+    def windows(self, num_windows: int) -> np.ndarray:
+        return np.arange(self.stripe, num_windows, self.stripes) if self.shares_windows(num_windows) else np.arange(
+            num_windows
+        )  # fmt: skip
+
+    def rows(self, start: int, stop: int, num_windows: int) -> np.ndarray:
+        """Of the rows [start, stop) of a window of the piece, those that belong to it."""
+        if self.shares_windows(num_windows):
+            return np.arange(start, stop)
+        return np.arange(start + (self.stripe - start) % self.stripes, stop, self.stripes)
 
 
 def permutation(count: int, *key: int) -> np.ndarray:
@@ -48,8 +66,12 @@ def permutation(count: int, *key: int) -> np.ndarray:
 
     Built on a bit generator's raw output and a stable sort: numpy promises those, and not `Generator.permutation`.
     """
-    raw = np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
-    return np.argsort(raw, kind="stable")
+    return np.argsort(raw_numbers(count, *key), kind="stable")
+
+
+def raw_numbers(count: int, *key: int) -> np.ndarray:
+    """`count` random numbers of 64 bits."""
+    return np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
 
 
 def name_key(name: str) -> int:
@@ -74,52 +96,70 @@ class HeldOut:
 class LaneOrder:
     """The order in which `lanes` lanes read one source."""
 
-    def __init__(self, source: Source, held_out: HeldOut, seed: int, lanes: int) -> None:
+    def __init__(self, source: Windows, held_out: HeldOut, seed: int, lanes: int) -> None:
         self.source, self.held_out, self.seed, self.lanes = source, held_out, seed, lanes
-        units = source.units()
-        stripes = max(1, -(-STRIPES_PER_LANE * lanes // len(units)))
-        known = [unit.rows for unit in units if unit.rows is not None]
-        if len(known) == len(units):  # more stripes than rows would only be empty
-            stripes = min(stripes, max(known))
-        self._pieces = [Piece(unit, stripe, stripes) for unit in range(len(units)) for stripe in range(stripes)]
-        self._units: Sequence[Unit] = units
+        self._key = (seed, name_key(source.name))
+        self._stripes = self._stripes_of_units()
         self._epoch_order = functools.lru_cache(maxsize=2)(self._permuted_pieces)
 
-    def _permuted_pieces(self, epoch: int) -> np.ndarray:
-        return permutation(len(self._pieces), self.seed, name_key(self.source.name), epoch)
+    def _stripes_of_units(self) -> np.ndarray:
+        """Into how many pieces each unit is cut."""
+        units = self.source.units()
+        stripes = max(1, -(-STRIPES_PER_LANE * self.lanes // len(units)))
+        if len(units) and (units.rows >= 0).all():  # more stripes than rows would only be empty
+            stripes = max(1, min(stripes, int(units.rows.max())))
+        cut = np.full(len(units), stripes, dtype=np.int32)
+        if stripes > 1:
+            for unit in np.flatnonzero(units.sizes > LEAST_STRIPE):
+                if self.source.is_large(int(unit)):
+                    cut[unit] = min(stripes, units.sizes[unit] // LEAST_STRIPE)
+        return cut
+
+    def _permuted_pieces(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The units and stripes of all pieces in reading order.
+
+        Units in random order, and the pieces of neighbours in it again: so the stripes of a unit, which lanes read one
+        after the other, come while it is in memory.
+        """
+        order = permutation(len(self._stripes), *self._key, epoch)
+        ends = np.cumsum(self.source.units().sizes[order])
+        units = np.repeat(order, self._stripes[order])
+        stripes = np.concatenate([np.arange(count) for count in self._stripes[order]]) if len(order) else units
+        if (self._stripes == 1).all():
+            return units.astype(np.int32), stripes.astype(np.int32)
+        neighbourhood = np.repeat(ends // NEIGHBOURS, self._stripes[order])
+        mixed = np.lexsort((raw_numbers(len(units), *self._key, epoch, 1), neighbourhood))
+        return units[mixed].astype(np.int32), stripes[mixed].astype(np.int32)
 
     def pieces(self, epoch: int, lane: int) -> list[Piece]:
-        """The pieces that `lane` reads in `epoch`: every `lanes`-th of that epoch's permutation."""
-        return [self._pieces[index] for index in self._epoch_order(epoch)[lane :: self.lanes]]
+        """The pieces that `lane` reads in `epoch`: every `lanes`-th of that epoch's order."""
+        units, stripes = (column[lane :: self.lanes].tolist() for column in self._epoch_order(epoch))
+        return [Piece(unit, stripe, int(self._stripes[unit])) for unit, stripe in zip(units, stripes, strict=True)]
 
-    def rows(self, epoch: int, piece: Piece, num_rows: int) -> np.ndarray:
-        """Row numbers of `piece` in reading order, without the held-out ones."""
-        rows = np.arange(piece.stripe, num_rows, piece.stripes)
-        rows = rows[rows >= self.held_out.first_free_row(piece.unit)]
-        key = (self.seed, name_key(self.source.name), epoch, piece.unit, piece.stripe)
-        return rows[permutation(len(rows), *key)]
+    def windows(self, epoch: int, piece: Piece) -> Iterator[tuple[int, np.ndarray]]:
+        """The windows of a piece in reading order, each with the numbers (in the unit) of its rows in theirs."""
+        starts = self.source.starts(piece.unit)
+        key = (*self._key, epoch, piece.unit, piece.stripe)
+        windows = piece.windows(len(starts) - 1)
+        for window in windows[permutation(len(windows), *key)].tolist():
+            rows = piece.rows(starts[window], starts[window + 1], len(starts) - 1)
+            rows = rows[rows >= self.held_out.first_free_row(piece.unit)]
+            yield window, rows[permutation(len(rows), *key, window)]
 
-    def documents(self, lane: int, start: Position) -> Iterator[tuple[str, Position, Position]]:
-        """The lane's endless documents from `start` on: (text, its position, the position after it).
+    def documents(self, lane: int, start: Position) -> Iterator[tuple[Any, Position, Position]]:
+        """The lane's endless documents from `start` on: (text or tokens, its position, the position after it).
 
         Raises `UserError` when a row's text is no text, or when the lane never gets a document.
         """
-        column = self.source.columns[0]
         empty_epochs = 0
         for epoch in itertools.count(start.epoch):
             found = False
             first_piece = start.piece if epoch == start.epoch else 0
-            for index, piece in enumerate(self.pieces(epoch, lane)[first_piece:], first_piece):
-                texts = self.source.read(self._units[piece.unit])[column]
-                rows = self.rows(epoch, piece, len(texts))
-                first_row = start.row if (epoch, index) == (start.epoch, start.piece) else 0
-                for row in range(first_row, len(rows)):
-                    text = texts[rows[row]]
-                    if text is not None and not isinstance(text, str):
-                        raise UserError(self._not_text(piece.unit, int(rows[row]), text))
-                    if text:  # an empty document has nothing to learn from
-                        found = True
-                        yield text, Position(epoch, index, row), Position(epoch, index, row + 1)
+            for number, piece in enumerate(self.pieces(epoch, lane)[first_piece:], first_piece):
+                begin = start if (epoch, number) == (start.epoch, start.piece) else Position(epoch, number)
+                for document in self._documents_of(piece, begin):
+                    found = True
+                    yield document
             empty_epochs = 0 if found else empty_epochs + 1
             if empty_epochs == EMPTY_EPOCHS:
                 raise UserError(
@@ -127,33 +167,54 @@ class LaneOrder:
                     "lower --data_lanes (or the batch size)"
                 )
 
-    def _not_text(self, unit: int, row: int, value: object) -> str:
-        file = self.source.files[self._units[unit].file].path
-        return f"{file}: row {row} of part {self._units[unit].part}: {self.source.columns[0]} is {value!r}, not text"
+    def _documents_of(self, piece: Piece, start: Position) -> Iterator[tuple[Any, Position, Position]]:
+        windows = itertools.islice(enumerate(self.windows(start.epoch, piece)), start.window, None)
+        for number, (window, rows) in windows:
+            if not len(rows):
+                continue
+            first = self.source.starts(piece.unit)[window]
+            content = self.source.read(piece.unit, window)
+            documents = [content[row - first] for row in rows]
+            del content  # a lane keeps its own rows in memory, not the whole unit's
+            first_row = start.row if number == start.window else 0
+            for row in range(first_row, len(rows)):
+                document = documents[row]
+                if isinstance(document, str) or document is None or isinstance(document, np.ndarray):
+                    if document is not None and len(document):  # an empty one has nothing to learn from
+                        at = Position(start.epoch, start.piece, number, row)
+                        yield document, at, Position(start.epoch, start.piece, number, row + 1)
+                else:
+                    where = self.source.place(piece.unit, int(rows[row]))
+                    raise UserError(f"{where}: {document!r:.80} is not text")
 
 
 def hold_out(
-    source: Source, num_tokens: Callable[[str], int], wanted: int, share: float = 0.05
-) -> tuple[HeldOut, list[str]]:
-    """The first rows of `source` that hold `wanted` tokens, but at most `share` of its bytes; and their texts.
+    source: Windows, encode: Callable[[Sequence[Any]], Sequence[Sequence[int]]], wanted: int, share: float = 0.05
+) -> tuple[HeldOut, list[np.ndarray]]:
+    """The first rows of `source` that hold `wanted` tokens, but at most `share` of its bytes; and their tokens.
 
     A function of data, tokenizer and sizes alone, so every world size holds out the same rows. At least one row.
     """
     units = source.units()
-    limit = share * sum(unit.size for unit in units)
+    limit = share * float(units.sizes.sum())
     rows: list[int] = []
-    texts: list[str] = []
+    kept: list[np.ndarray] = []
     tokens, bytes_taken = 0, 0.0
-    for unit in units:
-        column = source.read(unit)[source.columns[0]]
-        taken = 0
-        for text in column:
-            if tokens >= wanted or (texts and bytes_taken >= limit):
-                return HeldOut((*rows, taken)), texts
-            taken += 1
-            bytes_taken += unit.size / len(column)
-            if isinstance(text, str) and text:
-                texts.append(text)
-                tokens += num_tokens(text)
-        rows.append(taken)
-    return HeldOut(tuple(rows)), texts
+    for unit in range(len(units)):
+        rows.append(0)
+        starts = source.starts(unit)
+        for window in range(len(starts) - 1):
+            content = source.read(unit, window)
+            for start in range(0, len(content), ENCODED_ROWS):
+                some = content[start : start + ENCODED_ROWS]
+                texts = [document if isinstance(document, (str, np.ndarray)) else "" for document in some]
+                encoded = iter(encode([text for text in texts if len(text)]))
+                for text in texts:
+                    if tokens >= wanted or (kept and bytes_taken >= limit):
+                        return HeldOut(tuple(rows)), kept
+                    rows[-1] += 1
+                    bytes_taken += int(units.sizes[unit]) / max(starts[-1], 1)
+                    if len(text):
+                        kept.append(np.asarray(next(encoded), dtype=np.int64))
+                        tokens += len(kept[-1])
+    return HeldOut(tuple(rows)), kept

@@ -37,6 +37,7 @@ from miniqwen.modeling_miniqwen import describe_model
 from miniqwen.qa import Template
 from miniqwen.tensor_files import StoredTensors, TensorWriter
 
+SHOWN_CHANGES = 10
 VERSIONS = ("miniqwen", "torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "numpy")
 
 
@@ -156,7 +157,7 @@ class OutputFolder:
         if self._config.load_best_model_at_end and progress.best_step is not None:
             stored = StoredTensors(self.folder / f"checkpoint-{progress.best_step}", "model")
             tensors = ((f"model.{name}", tensor) for name, tensor in stored.items())
-            metric = f"{self._config.metric_for_best_model} {progress.best_metric:.4f}"
+            metric = f"{self._config.best_metric} {progress.best_metric:.4f}"
             chosen = f"the best model (update {progress.best_step}, {metric})"
         dtype = torch.float16 if self._config.fp16 else torch.bfloat16 if self._config.bf16 else torch.float32
         temporary = self.folder / ".checkpoint-final.tmp"
@@ -206,31 +207,51 @@ def note_end(folder: Path, status: str, reason: str) -> None:
         write_json(file, {**json.loads(file.read_text(encoding="utf-8")), "status": status, "reason": reason})
 
 
-def check_resumable(checkpoint: Checkpoint, identity: Mapping[str, Any], total_steps: int) -> None:
-    """Raises `UserError` when the data, its order or the length of the training do not continue the checkpoint's."""
-    differences = changed(checkpoint.identity, identity)
-    if differences:
+def continued(
+    config: TrainConfig, checkpoint: Checkpoint, identity: Mapping[str, Any], total_steps: int
+) -> dict[str, Any]:
+    """The identity of the data that a resumed run goes on with: `identity` and what was changed on the way to it.
+
+    Raises `UserError` when the data, its order or the length of the training do not continue the checkpoint's. Other
+    files of the same sources are let through, and recorded, with --allow_data_change.
+    """
+    step, stored = checkpoint.progress.step, dict(checkpoint.identity)
+    history = stored.pop("data_changes", [])
+    differences = changed(stored, identity)
+    if differences and config.allow_data_change and not changed(_order_of(stored), _order_of(identity)):
+        history = [*history, {"step": step, "changes": differences}]
+    elif differences:
         what = "the data or its order is not what the checkpoint was made with"
-        raise UserError(*(f"{checkpoint.folder}: {what}: {difference}" for difference in differences))
-    if checkpoint.progress.step > total_steps:
+        hint = "" if changed(_order_of(stored), _order_of(identity)) else " (--allow_data_change goes on with it)"
+        shown = [f"{checkpoint.folder}: {what}{hint}: {difference}" for difference in differences[:SHOWN_CHANGES]]
+        more = len(differences) - len(shown)
+        raise UserError(*shown, *([f"and {more} more differences"] if more else []))
+    if step > total_steps:
         raise UserError(
-            f"{checkpoint.folder} is already at update {checkpoint.progress.step}, and the training has {total_steps}: "
-            "raise --max_steps"
+            f"{checkpoint.folder} is already at update {step}, and the training has {total_steps}: raise --max_steps"
         )
+    return {**identity, "data_changes": history} if history else dict(identity)
+
+
+def _order_of(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What no flag lets change: which sources, in what order. The rest is what their files are."""
+    files_are = ("sources", "source", "held_out_rows", "examples")
+    kept = {key: value for key, value in identity.items() if key not in files_are}
+    return {**kept, "names": sorted(identity.get("sources", {}))}
 
 
 def changed(stored: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two identities, by name."""
+    """What differs between two identities, by name; files by their path, with their sizes in bytes."""
     found = []
     for key in {**stored, **current}:
         before, now = stored.get(key), current.get(key)
+        if key == "files" and isinstance(before, list) and isinstance(now, list):
+            before, now = dict(before), dict(now)
         if isinstance(before, dict) and isinstance(now, dict):
             found += changed(before, now, f"{prefix}{key}.")
-        elif isinstance(before, list) and isinstance(now, list):
-            gone, new = [x for x in before if x not in now], [x for x in now if x not in before]
-            found += [f"{prefix}{key}: without {gone[:3]}, with {new[:3]} instead"] if gone or new else []
         elif before != now:
-            found.append(f"{prefix}{key}: was {before!r}, is {now!r}")
+            was, is_now = ("absent" if value is None else repr(value) for value in (before, now))
+            found.append(f"{prefix}{key}: was {was}, is {is_now}")
     return found
 
 

@@ -1,12 +1,14 @@
 """How documents fill blocks: concatenate, then split (no padding, no dropped text).
 
 Promises: the blocks of a lane, laid end to end, are its documents laid end to end. Every block carries the cursor that
-says where the next one begins, so prefetching cannot falsify a checkpoint and no buffer is saved.
-Costs: numpy copies; a document is tokenised again when a run resumes in the middle of it.
+says where the next one begins, so prefetching cannot falsify a checkpoint and no buffer is saved; and a digest of all
+the lane's blocks so far, so that two runs can be seen to have read the same tokens.
+Costs: numpy copies, a hash; a document is tokenised again when a run resumes in the middle of it.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,11 +31,11 @@ class EncodedDocument:
 
 
 def encoded_documents(
-    documents: Iterator[tuple[str, Position, Position]], encode: Callable[[Sequence[str]], Sequence[Sequence[int]]]
+    documents: Iterator[tuple[Any, Position, Position]], encode: Callable[[Sequence[Any]], Sequence[Sequence[int]]]
 ) -> Iterator[EncodedDocument]:
     """Documents as tokens, encoded a few at a time because the tokenizer is faster on batches than on single texts."""
     while True:
-        read: list[tuple[str, Position, Position]] = []
+        read: list[tuple[Any, Position, Position]] = []
         characters = 0
         while len(read) < BATCH_DOCUMENTS and characters < BATCH_CHARACTERS:
             read.append(next(documents))
@@ -47,13 +49,15 @@ class Cursor:
     """Where a lane's next block begins.
 
     `positions`: per source, the document in use or the next one; `taken`: tokens put into blocks so far, per source;
-    `open_source`, `offset`: the document that the last block ended in, and how many of its tokens are used up.
+    `open_source`, `offset`: the document that the last block ended in, and how many of its tokens are used up;
+    `digest`: BLAKE2b of the digest before the lane's last block and that block's tokens (64 bits each, little-endian).
     """
 
     positions: Mapping[str, Position]
     taken: Mapping[str, int]
     open_source: str | None = None
     offset: int = 0
+    digest: str = ""
 
     @classmethod
     def start(cls, names: Sequence[str]) -> Cursor:
@@ -70,7 +74,7 @@ class Cursor:
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Cursor:
         positions = {name: Position(**position) for name, position in stored["positions"].items()}
-        return cls(positions, dict(stored["taken"]), stored["open_source"], stored["offset"])
+        return cls(positions, dict(stored["taken"]), stored["open_source"], stored["offset"], stored["digest"])
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def pack(
     """
     streams = {name: open_stream(name, cursor.positions[name]) for name in shares}
     positions, taken = dict(cursor.positions), dict(cursor.taken)
-    name, offset = cursor.open_source, cursor.offset
+    name, offset, digest = cursor.open_source, cursor.offset, cursor.digest
     document = next(streams[name]) if name is not None else None
     while True:
         tokens = np.empty(length, dtype=np.int64)
@@ -107,10 +111,16 @@ def pack(
             part = document.tokens[offset : offset + length - filled]
             tokens[filled : filled + len(part)] = part
             filled, offset, taken[name] = filled + len(part), offset + len(part), taken[name] + len(part)
-            if offset == len(document.tokens):
+            if offset >= len(document.tokens):  # beyond it only where the data was changed under a cursor
                 positions[name], document = document.after, None
         open_source, used = (name, offset) if document is not None else (None, 0)
-        yield Block(tokens, Cursor(dict(positions), dict(taken), open_source, used))
+        digest = chained(digest, tokens)
+        yield Block(tokens, Cursor(dict(positions), dict(taken), open_source, used, digest))
+
+
+def chained(digest: str, tokens: np.ndarray) -> str:
+    """The digest after one more block."""
+    return hashlib.blake2b(digest.encode() + tokens.astype("<i8").tobytes(), digest_size=8).hexdigest()
 
 
 def split(tokens: np.ndarray, length: int) -> list[np.ndarray]:

@@ -40,7 +40,7 @@ class Runtime:
         self._timeout = config.collective_timeout
         patience = timedelta(seconds=max(START_UP, self._timeout))
         # the tokenizer's threads; read once, when it first encodes
-        os.environ["RAYON_NUM_THREADS"] = str(config.preprocessing_num_workers)
+        os.environ["RAYON_NUM_THREADS"] = str(max(config.preprocessing_num_workers, 1))
         self.backend = asked_backend(config)
         self._accelerator, precision = make_accelerator(self.backend, config, patience), self.backend.precision
         self._seed = config.seed
@@ -213,12 +213,6 @@ class Runtime:
                 result = call()
         found: Result = self.gather(result)[0]
         return found
-
-    @contextlib.contextmanager
-    def main_first(self) -> Iterator[None]:
-        """Rank 0 goes through first, and the others after it (for downloads)."""
-        with self._accelerator.main_process_first():
-            yield
 
     def wait(self) -> None:
         """Until every rank is here."""

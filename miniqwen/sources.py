@@ -4,31 +4,34 @@ Promises: a data set is listed once (its revision pinned) and then read unit by 
 out like the hub (`--data_root`) or from local files, with the same rows in the same order. What cannot be had or is
 broken is named: data set, configuration, split, column, file and row. `datasets` resolves names and splits; it never
 iterates.
-Costs: one small request a parquet file to list its row groups; the units read last stay in memory, up to `KEPT_BYTES`.
+Costs: one small request a parquet file to list its row groups, several at a time; the units read last stay in memory,
+up to `KEPT_BYTES`.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
-import json
 import os
+import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 from huggingface_hub import hf_hub_download
 
 from miniqwen.config import DataFlags, UserError
+from miniqwen.formats import FORMATS, SLICED, Batch, file_batches, format_of, parquet_batches, read_slice
 from miniqwen.patience import patiently
 
 REPOSITORIES = {
@@ -42,9 +45,14 @@ MOVED = {
     "legacy-datasets/wikipedia": "wikimedia/wikipedia",
     "armanc/scientific_papers": "ccdv/arxiv-summarization",
 }
-FORMATS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv")
-SLICE_BYTES = 8 << 20  # of a .jsonl file
+SLICE_BYTES = 8 << 20  # of a file of lines
+GZIP_FACTOR = 4  # about: bytes of a gzipped text, decoded, to bytes stored
 KEPT_BYTES = 256 << 20  # decoded units kept for stripes, which read the same unit again
+LISTING_THREADS = 32  # footers read at once
+FOOTERS_KEPT = 64  # so that a row group costs one request, not two
+
+
+TEXT_COLUMNS = {"wikipedia": "text", "arxiv": "text"}
 
 
 @dataclass(frozen=True)
@@ -58,17 +66,15 @@ class DataFile:
     @property
     def format(self) -> str:
         """One of `FORMATS`; `UserError` for other files."""
-        for ending in sorted(FORMATS, key=len, reverse=True):
-            if self.path.endswith(ending):
-                return ending
-        raise UserError(f"{self.path}: not a format that can be read; expected {', '.join(FORMATS)}")
+        return format_of(self.path)
 
 
 @dataclass(frozen=True)
 class Unit:
-    """The smallest piece that is read at once: a parquet row group, a slice of a .jsonl file, another file whole.
+    """The smallest piece of a file that is fetched at once: a row group, a slice of lines, or another file whole.
 
-    `file`: index into `Source.files`; `start`, `stop`: bytes of a slice; `rows`: known for parquet; `size` in bytes.
+    `file`: index into `Source.files`; `start`, `stop`: bytes of a slice; `rows`: known for parquet; `size` in bytes
+    (of a row group: of the wanted columns, uncompressed).
     """
 
     file: int
@@ -79,9 +85,46 @@ class Unit:
     size: int
 
 
+class Units(Sequence[Unit]):
+    """The units of a source, in file order, as columns of numbers: millions of them take some megabytes."""
+
+    def __init__(self, file: np.ndarray, part: np.ndarray, rows: np.ndarray, sizes: np.ndarray) -> None:
+        self.file, self.part, self.rows, self.sizes = file, part, rows, sizes
+
+    @classmethod
+    def of(
+        cls, files: Sequence[DataFile], row_groups: Mapping[str, Sequence[Sequence[int]]], sample_by: str = "line"
+    ) -> Units:
+        """The units of `files`; `row_groups`: (rows, size) of each row group of a parquet file."""
+        columns: list[list[np.ndarray]] = [[], [], [], []]
+        for number, file in enumerate(files):
+            if file.path in row_groups:
+                rows, sizes = np.asarray(row_groups[file.path], dtype=np.int64).reshape(-1, 2).T
+            elif is_sliced(file, sample_by):
+                starts = np.arange(0, max(file.size, 1), SLICE_BYTES)
+                sizes = np.minimum(starts + SLICE_BYTES, file.size) - starts
+                rows = np.full(len(starts), -1)
+            else:
+                rows, sizes = np.array([-1]), np.array([file.size])
+            made = (np.full(len(sizes), number, np.int32), np.arange(len(sizes), dtype=np.int32), rows, sizes)
+            for number_of, values in enumerate(made):
+                columns[number_of].append(np.asarray(values))
+        return cls(*(np.concatenate(column) if column else np.empty(0, np.int64) for column in columns))
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        part, size, rows = int(self.part[index]), int(self.sizes[index]), int(self.rows[index])
+        start = part * SLICE_BYTES if rows < 0 else 0
+        return Unit(int(self.file[index]), part, start, start + size, rows if rows >= 0 else None, size)
+
+
 @dataclass(frozen=True)
 class Source:
-    """Some columns of one split of a data set."""
+    """Some columns of one split of a data set. `row_groups`: of its parquet files, where they were listed already."""
 
     name: str
     repository: str
@@ -91,106 +134,110 @@ class Source:
     files: tuple[DataFile, ...]
     columns: tuple[str, ...]
     cache_dir: str | None = None
-    _kept: OrderedDict[Unit, tuple[int, dict[str, list[Any]]]] = field(
-        default_factory=OrderedDict, compare=False, repr=False
-    )
+    sample_by: str = "line"
+    row_groups: Mapping[str, Sequence[Sequence[int]]] | None = field(default=None, compare=False, repr=False)
+    _kept: OrderedDict[Unit, Future[tuple[int, Batch]]] = field(default_factory=OrderedDict, compare=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
 
     def identity(self) -> dict[str, Any]:
         """What the rows depend on, for a checkpoint to remember."""
         names = ("repository", "config_name", "revision", "split")
+        cut = {"sample_by": self.sample_by} if any(".txt" in file.format for file in self.files) else {}
         return {
             **{name: getattr(self, name) for name in names},
+            **cut,
             "files": [[file.path, file.size] for file in self.files],
         }
 
-    def units(self) -> tuple[Unit, ...]:
+    def units(self) -> Units:
         """All units, in file order; listed once."""
         return self._units
 
     @cached_property
-    def _units(self) -> tuple[Unit, ...]:
-        return tuple(unit for number, file in enumerate(self.files) for unit in self._units_of(number, file))
+    def _units(self) -> Units:
+        row_groups = self.row_groups if self.row_groups is not None else self.list_row_groups()
+        return Units.of(self.files, row_groups, self.sample_by)
 
-    def _units_of(self, number: int, file: DataFile) -> Iterator[Unit]:
-        if file.format == ".parquet":
-            metadata = self._metadata(file)
-            for group in range(metadata.num_row_groups):
-                described = metadata.row_group(group)
-                yield Unit(number, group, 0, 0, described.num_rows, described.total_byte_size)
-        elif file.format == ".jsonl":
-            for part, start in enumerate(range(0, max(file.size, 1), SLICE_BYTES)):
-                stop = min(start + SLICE_BYTES, file.size)
-                yield Unit(number, part, start, stop, None, stop - start)
-        else:
-            yield Unit(number, 0, 0, file.size, None, file.size)
+    def list_row_groups(self) -> dict[str, list[list[int]]]:
+        """{path: [(rows, bytes of the wanted columns), ...]} of each parquet file, from their footers."""
+        files = [file for file in self.files if file.format == ".parquet"]
+        with ThreadPoolExecutor(LISTING_THREADS) as pool:
+            return dict(zip((file.path for file in files), pool.map(self._row_groups, files), strict=True))
+
+    def _row_groups(self, file: DataFile) -> list[list[int]]:
+        metadata = self._metadata(file)
+        wanted = [
+            n for n in range(metadata.num_columns) if metadata.schema.column(n).path.split(".")[0] in self.columns
+        ]
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        return [
+            [group.num_rows, sum(group.column(n).total_uncompressed_size for n in wanted) or group.total_byte_size]
+            for group in groups
+        ]
 
     def _metadata(self, file: DataFile) -> Any:
-        def footer() -> Any:
-            with open_file(file.url) as opened:
-                return pq.read_metadata(opened)
-
+        footer = lambda: parquet_footer(file)  # noqa: E731
         return readable(lambda: patiently(footer, f"{self.name}: {file.path}"), file, ".parquet")
 
-    def read(self, unit: Unit) -> dict[str, list[Any]]:
-        """{column: values} of a unit, in row order.
+    def read(self, unit: Unit) -> Batch:
+        """{column: values} of a unit, in row order. Threads that want the same unit read it once.
 
         Raises `UserError` for a missing column and for a broken file or row, named.
         """
-        if unit in self._kept:
-            self._kept.move_to_end(unit)
-            return self._kept[unit][1]
-        file = self.files[unit.file]
-        size, rows = readable(
-            lambda: patiently(lambda: self._decode(file, unit), f"{self.name}: {file.path}"), file, file.format
-        )
-        self._kept[unit] = (size, rows)
-        while len(self._kept) > 1 and sum(kept for kept, _ in self._kept.values()) > KEPT_BYTES:
-            self._kept.popitem(last=False)
+        with self._lock:
+            known = self._kept.get(unit)
+            if known is None:
+                future = self._kept[unit] = Future()
+            else:
+                self._kept.move_to_end(unit)
+        if known is not None:
+            return known.result()[1]
+        try:
+            rows = self._read_whole(unit)
+        except BaseException as error:
+            with self._lock:
+                self._kept.pop(unit, None)
+            future.set_exception(error)
+            raise
+        gzipped = self.files[unit.file].format.endswith(".gz")
+        future.set_result((unit.size * (GZIP_FACTOR if gzipped else 1), rows))
+        with self._lock:
+            read = [(key, value.result()[0]) for key, value in self._kept.items() if value.done()]
+            excess = sum(size for _, size in read) - KEPT_BYTES
+            for key, size in read[:-1]:
+                if excess > 0:
+                    del self._kept[key]
+                    excess -= size
         return rows
 
-    def _decode(self, file: DataFile, unit: Unit) -> tuple[int, dict[str, list[Any]]]:
-        """The decoded unit and about how many bytes it takes."""
+    def _read_whole(self, unit: Unit) -> Batch:
+        file = self.files[unit.file]
+
+        def decoded() -> Batch:
+            rows: Batch = {name: [] for name in self.columns}
+            for batch in self.batches(unit):
+                for name, values in batch.items():
+                    rows[name] += values
+            return rows
+
+        return readable(lambda: patiently(decoded, f"{self.name}: {file.path}"), file, file.format)
+
+    def batches(self, unit: Unit) -> Iterator[Batch]:
+        """The rows of a unit, a few hundred at a time, read once and without waiting for a hub that fails."""
+        file, what = self.files[unit.file], f"{self.name}: {self.files[unit.file].path}"
         if file.format == ".parquet":
-            with open_file(file.url) as opened, pq.ParquetFile(opened, pre_buffer=True) as parquet:
-                self._check_columns(parquet.schema_arrow.names, file)
-                table = parquet.read_row_group(unit.part, columns=list(self.columns))
-            return table.nbytes, {name: table[name].to_pylist() for name in self.columns}
-        if file.format == ".csv":
-            return self._decode_csv(file)
-        if file.format == ".jsonl":
-            data, first = read_slice(file, unit), f"byte {unit.start}, line"
+            with open_file(file.url) as opened:
+                yield from parquet_batches(opened, parquet_footer(file), unit.part, self.columns, what)
+        elif is_sliced(file, self.sample_by):
+            with open_file(file.url) as opened:
+                data = read_slice(
+                    opened, unit.start, unit.stop, file.format == ".txt" and self.sample_by == "paragraph"
+                )
+            first = f"byte {unit.start}, line"
+            yield from file_batches(io.BytesIO(data), file.format, self.columns, self.sample_by, what, first)
         else:
             with open_file(local_copy(file, self.cache_dir)) as opened:
-                data, first = opened.read(), "row"
-            data = gzip.decompress(data) if file.format.endswith(".gz") else data
-        return len(data), self._columns_of(parse_json(data, file, first), file)
-
-    def _decode_csv(self, file: DataFile) -> tuple[int, dict[str, list[Any]]]:
-        with open_file(local_copy(file, self.cache_dir)) as opened:
-            data = opened.read()
-        header = pyarrow.csv.open_csv(io.BytesIO(data)).schema.names if data.strip() else []
-        self._check_columns(header, file)
-        # texts stay texts: a column of answers "1", "2" must not become numbers
-        types = pyarrow.csv.ConvertOptions(
-            include_columns=list(self.columns), column_types={name: pa.string() for name in self.columns}
-        )  # fmt: skip
-        parsing = pyarrow.csv.ParseOptions(newlines_in_values=True)
-        table = pyarrow.csv.read_csv(io.BytesIO(data), convert_options=types, parse_options=parsing)
-        return table.nbytes, {name: table[name].to_pylist() for name in self.columns}
-
-    def _columns_of(self, rows: Iterable[dict[str, Any]], file: DataFile) -> dict[str, list[Any]]:
-        found = list(rows)
-        names = dict.fromkeys(name for row in found for name in row)
-        if found:
-            self._check_columns(list(names), file)
-        return {name: [row.get(name) for row in found] for name in self.columns}
-
-    def _check_columns(self, there: list[str], file: DataFile) -> None:
-        missing = [name for name in self.columns if name not in there]
-        if missing:
-            raise UserError(
-                f"{self.name}: {file.path} has no column {', '.join(missing)}; its columns are {', '.join(there)}"
-            )
+                yield from file_batches(opened, file.format, self.columns, self.sample_by, what)
 
 
 @dataclass(frozen=True)
@@ -204,13 +251,35 @@ class Repository:
     splits: dict[str, tuple[DataFile, ...]]
     note: str | None = None
     cache_dir: str | None = None
+    sample_by: str = "line"
+    row_groups: Mapping[str, Mapping[str, Sequence[Sequence[int]]]] = field(default_factory=dict)
 
     def source(self, split: str, columns: tuple[str, ...]) -> Source:
         """Some columns of a split. Raises `UserError` naming the splits there are."""
         if split not in self.splits:
             raise UserError(f"{self.name}: no split {split!r}; it has {', '.join(self.splits)}")
         found = (self.name, self.path, self.config_name, self.revision)
-        return Source(*found, split, self.splits[split], columns, self.cache_dir)
+        listed = self.row_groups.get(split)
+        return Source(*found, split, self.splits[split], columns, self.cache_dir, self.sample_by, listed)
+
+    def listed(self, splits: Sequence[str], columns: tuple[str, ...]) -> Repository:
+        """The same with the row groups of those of `splits` that it has: nothing about them need be asked again."""
+        found = {split: self.source(split, columns).list_row_groups() for split in splits if split in self.splits}
+        return replace(self, row_groups=found)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it; `from_json` makes it again."""
+        return {**vars(self), "splits": {split: [vars(file) for file in files] for split, files in self.splits.items()}}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Repository:
+        splits = {split: tuple(DataFile(**file) for file in files) for split, files in stored["splits"].items()}
+        return cls(**{**stored, "splits": splits})
+
+    def downloaded(self) -> Repository:
+        """The same with all its files on this machine."""
+        files = lambda found: tuple(downloaded(file, self.cache_dir) for file in found)  # noqa: E731
+        return replace(self, splits={split: files(found) for split, found in self.splits.items()})
 
 
 def resolve(name: str, flags: DataFlags) -> Repository:
@@ -219,8 +288,14 @@ def resolve(name: str, flags: DataFlags) -> Repository:
     With `--streaming False` its files are downloaded here. Raises `UserError` for what cannot be had: which, why, and
     what to try.
     """
+    repository = locate(name, flags)
+    return repository if flags.streaming else repository.downloaded()
+
+
+def locate(name: str, flags: DataFlags) -> Repository:
+    """`resolve` without any download."""
     if name not in REPOSITORIES and Path(name).exists():
-        return _local(name)
+        return replace(_local(name), cache_dir=flags.cache_dir, sample_by=flags.sample_by)
     path = REPOSITORIES.get(name, name)
     if path in MOVED:
         raise UserError(f"{path} is a script, which the data sets library no longer runs; use {MOVED[path]}")
@@ -233,9 +308,7 @@ def resolve(name: str, flags: DataFlags) -> Repository:
     if name == "wikipedia":
         config_name, note = _wikipedia_dump(where, flags.wikipedia_version)
     revision, files = _files(name, where, config_name)
-    if not flags.streaming:
-        files = {split: tuple(downloaded(file, flags.cache_dir) for file in found) for split, found in files.items()}
-    return Repository(name, path, config_name, revision, files, note, flags.cache_dir)
+    return Repository(name, path, config_name, revision, files, note, flags.cache_dir, flags.sample_by)
 
 
 def _local(name: str) -> Repository:
@@ -349,6 +422,28 @@ def repository_card(repository: Repository) -> list[DataFile]:
     return patiently(found, f"{repository.name}: README.md")
 
 
+def data_names(flags: DataFlags) -> tuple[str, ...]:
+    """The data sets that `--dataset_name` stands for."""
+    return ("wikipedia", "arxiv") if flags.dataset_name == "both" else (str(flags.dataset_name),)
+
+
+def text_column(name: str, flags: DataFlags) -> str:
+    """The column that holds a data set's text."""
+    return TEXT_COLUMNS.get(name, flags.text_column or "text")
+
+
+def is_sliced(file: DataFile, sample_by: str) -> bool:
+    """Whether the file can be entered in the middle (a text file that is one document cannot)."""
+    return file.format in SLICED and not (file.format == ".txt" and sample_by == "document")
+
+
+@lru_cache(maxsize=FOOTERS_KEPT)
+def parquet_footer(file: DataFile) -> Any:
+    """What a parquet file says of its columns and row groups."""
+    with open_file(file.url) as opened:
+        return pq.read_metadata(opened)
+
+
 def open_file(url: str) -> Any:
     """A binary file, local or on the hub."""
     filesystem, path = url_to_fs(url)
@@ -361,35 +456,3 @@ def readable(call: Any, file: DataFile, kind: str) -> Any:
         return call()
     except (pa.ArrowException, zlib.error, gzip.BadGzipFile, EOFError) as error:
         raise UserError(f"{file.path}: broken {kind} file ({' '.join(str(error).split())[:200]})") from None
-
-
-def read_slice(file: DataFile, unit: Unit) -> bytes:
-    """The whole lines whose first byte lies in the slice."""
-    with open_file(file.url) as opened:
-        start = unit.start
-        if start:  # a line that begins before the slice belongs to the one before
-            opened.seek(start - 1)
-            start += len(opened.readline()) - 1
-        if start >= unit.stop:
-            return b""
-        opened.seek(start)
-        data: bytes = opened.read(unit.stop - start)
-        return data if data.endswith(b"\n") else data + opened.readline()
-
-
-def parse_json(data: bytes, file: DataFile, first: str) -> Iterator[dict[str, Any]]:
-    """The rows of JSON lines, or of one JSON array; `first` says where `data` begins, for messages."""
-    if data.lstrip()[:1] == b"[" and file.format.startswith(".json") and not file.format.startswith(".jsonl"):
-        lines: Iterable[bytes] = [json.dumps(row).encode() for row in json.loads(data)]
-    else:
-        lines = data.split(b"\n")
-    for number, line in enumerate(lines):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (UnicodeDecodeError, ValueError) as error:
-            raise UserError(f"{file.path}: {first} {number} is not JSON in UTF-8 ({error})") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{file.path}: {first} {number}: expected an object {{...}}, got {str(row)[:60]!r}")
-        yield row

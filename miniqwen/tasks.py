@@ -2,14 +2,16 @@
 
 Promises: both tasks give the loop the same three things: updates from any cursor on, validation micro-batches of this
 rank, and the identity of the data, which a resumed run must find unchanged. Validation data is never trained on.
-Costs: opening a source lists its files; held-out text is tokenised once at the start, questions all at once.
+Costs: one process lists the files and their row groups; held-out text is tokenised once at the start, questions all at
+once.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,13 +32,13 @@ from miniqwen.batches import (
 )
 from miniqwen.config import TrainConfig, UserError
 from miniqwen.documents import HeldOut, LaneOrder, hold_out
-from miniqwen.packing import encoded_documents, pack, split
+from miniqwen.packing import Block, Cursor, encoded_documents, pack, split
 from miniqwen.qa import Example, Template, plain_example, shuffle_choices, training_example, training_questions
 from miniqwen.questions import Question
-from miniqwen.sources import Repository, Source, resolve
-from miniqwen.tokenization_miniqwen import encode_documents
-
-TEXT_COLUMNS = {"wikipedia": "text", "arxiv": "text"}
+from miniqwen.sources import Repository, data_names, locate, text_column
+from miniqwen.token_cache import open_token_cache
+from miniqwen.tokenization_miniqwen import document_encoder
+from miniqwen.windows import TextWindows, Windows
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Task:
 
     `updates(cursor)`: endless updates of this rank from a stored cursor on; `validation`: this rank's micro-batches;
     `questions`: all of them, for accuracy; `identity`: what the data order depends on; `notes`: for the user.
-    `tokenizer` is the one that made the tokens.
+    `tokenizer` is the one that made the tokens; `held_out`: where validation text comes from, for the record.
     """
 
     updates: Callable[[Mapping[str, Any]], Prefetched[Update]]
@@ -56,88 +58,151 @@ class Task:
     updates_per_epoch: int | None = None
     questions: Sequence[Question] = ()
     template: Template | None = None
+    held_out: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def rows_are(self) -> str:
         return "examples" if self.updates_per_epoch else "blocks"
 
 
-def make_task(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, plan: Plan, lanes: int | None) -> Task:
-    """The task that the flags ask for; `lanes` is the number a resumed run began with.
+def list_data(config: TrainConfig) -> dict[str, Any]:
+    """What there is to read, {name: repository as JSON}: one process asks the hub and tells the others.
 
-    Raises `UserError` for data that cannot be had, is empty or broken.
+    Raises `UserError` for data that cannot be had.
     """
+    found = {}
+    for name in data_names(config):
+        repository = locate(name, config)
+        if config.resolved_task == "pretrain" and not config.token_cache:
+            repository = repository.listed((config.train_split,), (text_column(name, config),))
+        found[name] = repository.to_json()
+    return found
+
+
+def make_task(
+    config: TrainConfig, listings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, plan: Plan, lanes: int | None
+) -> Task:
+    """The task that the flags ask for, of data that was listed; `lanes` is the number a resumed run began with.
+
+    Raises `UserError` for data that is empty or broken.
+    """
+    repositories = {name: Repository.from_json(listing) for name, listing in listings.items()}
+    if not config.streaming:
+        repositories = {name: repository.downloaded() for name, repository in repositories.items()}
     if config.resolved_task == "finetune":
-        return _question_task(config, tokenizer, plan)
-    return _text_task(config, tokenizer, plan, lanes)
+        return _question_task(config, next(iter(repositories.values())), tokenizer, plan)
+    return _text_task(config, repositories, tokenizer, plan, lanes)
 
 
-def _text_task(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, plan: Plan, lanes: int | None) -> Task:
-    names = ("wikipedia", "arxiv") if config.dataset_name == "both" else (str(config.dataset_name),)
-    shares = config.shares or {name: 1 / len(names) for name in names}
+def _text_task(
+    config: TrainConfig,
+    repositories: Mapping[str, Repository],
+    tokenizer: PreTrainedTokenizerBase,
+    plan: Plan,
+    lanes: int | None,
+) -> Task:
+    shares = config.shares or {name: 1 / len(repositories) for name in repositories}
     lanes = lanes or config.data_lanes or plan.rows_per_update
     own_lanes = plan.lanes_of_rank(lanes)
-    encode = lambda texts: encode_documents(tokenizer, texts)  # noqa: E731
-    sources, orders, blocks, notes = {}, {}, [], []
-    for name in names:
-        repository = resolve(name, config)
+    encode = document_encoder(tokenizer)
+    texts: dict[str, TrainingText] = {}
+    blocks: list[np.ndarray] = []
+    notes: list[str] = []
+    for name, repository in repositories.items():
         notes += [repository.note] if repository.note else []
-        column = TEXT_COLUMNS.get(name, config.text_column or "text")
-        source = sources[name] = repository.source(config.train_split, (column,))
-        held_out, kept_blocks = _validation_blocks(config, repository, source, column, encode)
-        blocks += kept_blocks
-        orders[name] = LaneOrder(source, held_out, config.seed, lanes)
-        kept = f"the first {held_out.count} rows are kept for it" if held_out.count else "from a split of its own"
-        notes.append(f"{name}: {len(source.files)} files; validation: {len(kept_blocks)} blocks, {kept}")
+        text = texts[name] = _training_text(config, repository, name, tokenizer, encode, lanes)
+        blocks += text.validation
+        kept = f"the first {text.order.held_out.count} rows of {config.train_split} are kept for it"
+        kept = kept if text.order.held_out.count else f"from the split {text.validated_on}"
+        notes.append(f"{name}: {len(text.identity['files'])} files; validation: {len(text.validation)} blocks, {kept}")
 
     def updates(cursor: Mapping[str, Any]) -> Prefetched[Update]:
-        def lane_blocks(lane: int, start: Any) -> Iterator[Any]:
-            return pack(
-                lambda name, position: encoded_documents(orders[name].documents(lane, position), encode),
-                shares, start, config.length,
-            )  # fmt: skip
-
-        starts = lane_cursors(cursor, names, own_lanes)
-        return prefetched(text_updates({lane: lane_blocks(lane, starts[lane]) for lane in own_lanes}, plan, lanes))
+        starts = lane_cursors(cursor, list(texts), own_lanes)
+        own = {lane: lane_blocks(texts, shares, lane, starts[lane], config.length) for lane in own_lanes}
+        made = text_updates(own, plan, lanes, max(config.preprocessing_num_workers, 1))
+        return prefetched(made, ahead=2 if config.preprocessing_num_workers else 0)
 
     if config.max_eval_samples:
         blocks = blocks[: config.max_eval_samples]
     identity = {
-        "sources": {name: source.identity() for name, source in sources.items()},
-        "held_out_rows": {name: order.held_out.count for name, order in orders.items()},
+        "sources": {name: text.identity for name, text in texts.items()},
+        "held_out_rows": {name: text.order.held_out.count for name, text in texts.items()},
         "shares": shares, "lanes": lanes, "blocks_per_update": plan.rows_per_update, "block_size": config.length,
         "seed": config.seed,
     }  # fmt: skip
     validation = _shared_out(
         blocks, plan, config.per_device_eval_batch_size, lambda rows: block_batch(rows, config.length)
     )
-    return Task(updates, validation, _plain(identity), notes, tokenizer)
+    held_out = {name: text.validation_record() for name, text in texts.items()}
+    return Task(updates, validation, _plain(identity), notes, tokenizer, held_out=held_out)
 
 
-def _validation_blocks(
-    config: TrainConfig, repository: Repository, source: Source, column: str, encode: Callable[[Sequence[str]], Any]
-) -> tuple[HeldOut, list[np.ndarray]]:
-    """The rows of `source` that training must leave out, and the validation blocks.
+@dataclass(frozen=True)
+class TrainingText:
+    """One source of a pretraining run: its documents in lanes, how they become tokens, its validation blocks."""
+
+    order: LaneOrder
+    encode: Callable[[Sequence[Any]], Sequence[Sequence[int]]]
+    validation: Sequence[np.ndarray]
+    validated_on: str
+    identity: Mapping[str, Any]
+
+    def validation_record(self) -> dict[str, Any]:
+        """What config.yaml states."""
+        tokens = sum(len(block) for block in self.validation)
+        return {
+            "split": self.validated_on, "rows_held_out_of_training": self.order.held_out.count,
+            "blocks": len(self.validation), "tokens": tokens,
+        }  # fmt: skip
+
+
+def lane_blocks(
+    texts: Mapping[str, TrainingText], shares: Mapping[str, float], lane: int, start: Cursor, length: int
+) -> Iterator[Block]:
+    """Endless blocks of one lane, its sources mixed."""
+    return pack(
+        lambda name, position: encoded_documents(texts[name].order.documents(lane, position), texts[name].encode),
+        shares, start, length,
+    )  # fmt: skip
+
+
+def _training_text(
+    config: TrainConfig,
+    repository: Repository,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    encode: Callable[[Sequence[Any]], Sequence[Sequence[int]]],
+    lanes: int,
+) -> TrainingText:
+    """The documents to train on, without the validation text, and that.
 
     A validation split of the data set is used where there is one; else the first rows are held out of the training
     text.
     """
+    columns = (text_column(name, config),)
+    source = repository.source(config.train_split, columns)
+    windows: Windows = TextWindows(source)
+    own_encode = encode
+    if config.token_cache:
+        windows = open_token_cache(Path(config.token_cache), source, tokenizer)
+        own_encode = lambda documents: documents  # noqa: E731  # they are tokens already
     wanted = config.validation_blocks * config.length
-    split_name = config.validation_split or ("validation" if "validation" in repository.splits else None)
-    count = lambda text: len(encode([text])[0])  # noqa: E731
-    if split_name is not None and split_name != config.train_split:
-        _, texts = hold_out(repository.source(split_name, (column,)), count, wanted, share=1.0)
+    validated_on = config.validation_split or ("validation" if "validation" in repository.splits else None)
+    if validated_on is not None and validated_on != config.train_split:
         held_out = HeldOut()
+        _, kept = hold_out(TextWindows(repository.source(validated_on, columns)), encode, wanted, share=1.0)
     else:
-        held_out, texts = hold_out(source, count, wanted)
-    if not texts:
-        raise UserError(f"{source.name}: no validation text: the first rows are empty")
-    return held_out, split(np.concatenate([np.asarray(tokens) for tokens in encode(texts)])[:wanted], config.length)
+        validated_on = config.train_split
+        held_out, kept = hold_out(windows, own_encode, wanted)
+    if not kept:
+        raise UserError(f"{name}: no validation text: the first rows are empty")
+    validation = split(np.concatenate(kept)[:wanted], config.length)
+    order = LaneOrder(windows, held_out, config.seed, lanes)
+    return TrainingText(order, own_encode, validation, validated_on, source.identity())
 
 
-def _question_task(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, plan: Plan) -> Task:
+def _question_task(config: TrainConfig, repository: Repository, tokenizer: PreTrainedTokenizerBase, plan: Plan) -> Task:
     name = str(config.dataset_name)
-    repository = resolve(name, config)
     template = Template().with_flags(config.prompt_template, config.choices_template)
     train, validation = training_questions(repository, name, config)
     if config.max_eval_samples:

@@ -7,8 +7,10 @@ tokens inside a text stay text, so that no document can forge an end or a chat t
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -79,6 +81,19 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -
     return [[*ids, tokenizer.eos_token_id] for ids in _encode(tokenizer, texts)]
 
 
+def document_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[str]], list[list[int]]]:
+    """`encode_documents` with a tokenizer of its own, for threads: a tokenizer cannot be set up while it encodes."""
+    own = copy.deepcopy(tokenizer)
+    return lambda texts: encode_documents(own, texts)
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of all that decides which tokens a document becomes."""
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    described |= {"padding": None, "truncation": None, "end": tokenizer.eos_token_id}  # the first two: how it is called
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """One text's tokens by the same rule, without an end token."""
     return _encode(tokenizer, [text])[0]
@@ -86,7 +101,10 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     backend: Tokenizer = tokenizer.backend_tokenizer
-    backend.encode_special_tokens = True  # as text; each call of the tokenizer itself, chat templates too, sets its own
+    if not backend.encode_special_tokens:
+        backend.encode_special_tokens = (
+            True  # as text; each call of the tokenizer itself, chat templates too, sets its own
+        )
     encodable = [_encodable(text) for text in texts]
     return [encoding.ids for encoding in backend.encode_batch_fast(encodable, add_special_tokens=False)]
 

@@ -24,7 +24,7 @@ Runner = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def run_script(
-    script: str, *flags: object, processes: int = 1, environment: dict[str, str] | None = None
+    script: str, *flags: object, processes: int = 1, environment: dict[str, str] | None = None, limit: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run a script of the project as a user does; several processes go through torchrun."""
     launcher = (
@@ -37,7 +37,7 @@ def run_script(
         stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         try:
-            output, errors = process.communicate(timeout=300)
+            output, errors = process.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
             process.terminate()  # not kill: torchrun takes its workers with it
             raise

@@ -41,8 +41,8 @@ def test_every_flag_of_the_guides_pretraining_command_is_read_as_written(model: 
         *"--do_train --do_eval --per_device_train_batch_size 4 --per_device_eval_batch_size 4 "
         "--gradient_accumulation_steps 4 --learning_rate 5e-5 --weight_decay 0.01 --max_steps 10000 "
         "--warmup_steps 1000 --logging_steps 100 --save_steps 1000 --evaluation_strategy steps --eval_steps 1000 "
-        "--load_best_model_at_end --streaming True --max_seq_length 1024 --block_size 1024 --preprocessing_num_workers 4 "
-        "--overwrite_output_dir".split(),
+        "--load_best_model_at_end --streaming True --max_seq_length 1024 --block_size 1024 "
+        "--preprocessing_num_workers 4 --overwrite_output_dir".split(),
     )
     assert (config.learning_rate, config.warmup_steps, config.eval_strategy) == (5e-5, 1000, "steps")
     assert config.do_train is True

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from miniqwen.checkpoint import load_optimizer_tensors, optimizer_tensors
 from miniqwen.config import SCHEDULES, TrainConfig, UserError
 from miniqwen.optimizers import make_optimizer, make_schedule, parameter_groups, set_learning_rate
+from miniqwen.shards import gathered, restore_optimizer
 
 CONFIG = TrainConfig(learning_rate=1e-2, weight_decay=0.1, min_lr_ratio=0.1)
 
@@ -97,6 +97,10 @@ def test_muon_with_adamw_steps_as_torchs_two_optimizers_do() -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-7, msg=name)
 
 
+def state_by_name(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in gathered(model, optimizer) if not name.startswith("model.")}
+
+
 @pytest.mark.parametrize("optim", ["adamw", "muon"])
 def test_state_by_name_restores_the_optimizer_exactly(optim: str) -> None:
     config = dataclasses.replace(CONFIG, optim=optim)
@@ -104,13 +108,13 @@ def test_state_by_name_restores_the_optimizer_exactly(optim: str) -> None:
     optimizer = make_optimizer(whole, config)
     steps(whole, optimizer, 3)
     weights = {name: value.clone() for name, value in whole.state_dict().items()}
-    saved = {name: value.clone() for name, value in optimizer_tensors(whole, optimizer).items()}
+    saved = state_by_name(whole, optimizer)
     steps(whole, optimizer, 3)
 
     resumed = Tiny()
     resumed.load_state_dict(weights)
     again = make_optimizer(resumed, config)
-    load_optimizer_tensors(resumed, again, saved)
+    restore_optimizer(resumed, again, {}, saved)
     steps(resumed, again, 3)
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -120,11 +124,11 @@ def test_state_of_another_optimizer_or_model_is_refused() -> None:
     model = Tiny()
     optimizer = make_optimizer(model, CONFIG)
     steps(model, optimizer, 1)
-    saved = optimizer_tensors(model, optimizer)
+    saved = state_by_name(model, optimizer)
     with pytest.raises(UserError, match="another --optim"):
-        load_optimizer_tensors(model, make_optimizer(model, dataclasses.replace(CONFIG, optim="muon")), saved)
+        restore_optimizer(model, make_optimizer(model, dataclasses.replace(CONFIG, optim="muon")), {}, saved)
     with pytest.raises(UserError, match="does not fit"):
-        load_optimizer_tensors(model, optimizer, {"exp_avg.nobody": torch.zeros(1)})
+        restore_optimizer(model, optimizer, {}, {"exp_avg.nobody": torch.zeros(1)})
 
 
 def test_no_optimizer_state_is_pickled() -> None:

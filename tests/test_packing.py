@@ -15,10 +15,10 @@ from miniqwen.packing import Block, Cursor, EncodedDocument, encoded_documents, 
 
 
 def endless(documents: list[list[int]], start: Position) -> Iterator[EncodedDocument]:
-    """A one-lane stream whose position is (epoch, 0, row)."""
+    """A one-lane stream whose position is (epoch, 0, 0, row)."""
     for number in itertools.count(start.epoch * len(documents) + start.row):
         epoch, row = divmod(number, len(documents))
-        yield EncodedDocument(np.array(documents[row]), Position(epoch, 0, row), Position(epoch, 0, row + 1))
+        yield EncodedDocument(np.array(documents[row]), Position(epoch, 0, 0, row), Position(epoch, 0, 0, row + 1))
 
 
 def blocks_of(
@@ -73,7 +73,9 @@ def test_sources_are_mixed_by_tokens_and_not_by_documents() -> None:
 
 def test_documents_are_encoded_in_order_whatever_the_batching() -> None:
     texts = ["a" * (number % 7 + 1) for number in range(100)]
-    stream = ((text, Position(0, 0, row), Position(0, 0, row + 1)) for row, text in enumerate(itertools.cycle(texts)))
+    stream = (
+        (text, Position(0, 0, 0, row), Position(0, 0, 0, row + 1)) for row, text in enumerate(itertools.cycle(texts))
+    )
     encoded = encoded_documents(stream, lambda batch: [[len(text)] for text in batch])
     first = list(itertools.islice(encoded, 250))
     assert [int(document.tokens[0]) for document in first] == [number % 100 % 7 + 1 for number in range(250)]

@@ -1,0 +1,181 @@
+"""Text that was tokenised once: memory-mapped files that stand in for a source, with the same rows in the same places.
+
+Promises: lanes, blocks and cursors are those of streaming, so that a run may go from one to the other; the cache says
+which tokenizer and which data it was made of, and is refused for any other. An interrupted one goes on with the next
+file.
+Costs: 2 bytes a token for vocabularies up to 65,536, else 4, and 8 bytes a row; memory is the system's page cache.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from miniqwen.config import UserError
+from miniqwen.sources import Source, Units
+from miniqwen.tokenization_miniqwen import document_encoder, tokenizer_fingerprint
+from miniqwen.windows import TextWindows
+
+MADE_OF = "made_of.json"
+COMPLETE = "complete.json"
+ENCODED_ROWS = 64  # at once
+OPEN_FILES = 64
+
+
+class TokenWindows:
+    """A cached source, as `documents` reads it: windows of token arrays, empty where there is no text."""
+
+    def __init__(self, folder: Path, source: Source, starts: Sequence[Sequence[int]]) -> None:
+        self.name, self._folder, self._starts = source.name, folder, starts
+        self._text = TextWindows(source)
+        units = source.units()
+        rows = np.array([found[-1] for found in starts], dtype=np.int64)
+        before = np.cumsum(rows) - rows
+        first_units = np.searchsorted(units.file, units.file)  # the first unit of each unit's file
+        self._first_rows = before - before[first_units]  # of each unit, in its file
+        self._opened = lru_cache(maxsize=OPEN_FILES)(self._open)
+
+    def units(self) -> Units:
+        return self._text.units()
+
+    def is_large(self, unit: int) -> bool:
+        return self._text.is_large(unit)
+
+    def starts(self, unit: int) -> Sequence[int]:
+        return self._starts[unit]
+
+    def read(self, unit: int, window: int) -> Sequence[np.ndarray]:
+        tokens, ends = self._opened(int(self.units().file[unit]))
+        start, stop = (int(self._first_rows[unit]) + row for row in self._starts[unit][window : window + 2])
+        return [tokens[ends[row] : ends[row + 1]] for row in range(start, stop)]
+
+    def place(self, unit: int, row: int) -> str:
+        return self._text.place(unit, row)
+
+    def _open(self, file: int) -> tuple[np.ndarray, np.ndarray]:
+        ends = np.load(self._folder / f"{file:05}.ends.npy", mmap_mode="r", allow_pickle=False)
+        dtype = np.dtype(json.loads((self._folder / MADE_OF).read_text())["dtype"])
+        path = self._folder / f"{file:05}.tokens"
+        tokens = np.memmap(path, dtype, mode="r") if ends[-1] else np.empty(0, dtype)  # an empty file cannot be mapped
+        return tokens, ends
+
+
+def made_of(source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What the tokens depend on."""
+    identity = json.loads(json.dumps(source.identity()))
+    dtype = "<u2" if len(tokenizer) <= 1 << 16 else "<u4"
+    return {
+        "data": identity, "column": source.columns[0], "tokenizer": tokenizer_fingerprint(tokenizer), "dtype": dtype,
+    }  # fmt: skip
+
+
+def open_token_cache(root: Path, source: Source, tokenizer: PreTrainedTokenizerBase) -> TokenWindows:
+    """The cache of `source` under `root`.
+
+    Raises `UserError` when there is none, when it is not complete, and when it was made of other data or by another
+    tokenizer.
+    """
+    folder = root / source.name
+    again = "make it with `python prepare_datasets.py --tokenize DIR --model_path M`"
+    if not (folder / MADE_OF).is_file():
+        raise UserError(f"--token_cache {root}: no tokens of {source.name} in it; {again}")
+    _refuse_if_stale(folder, made_of(source, tokenizer))
+    if not (folder / COMPLETE).is_file():
+        raise UserError(f"--token_cache {root}: the tokens of {source.name} are not complete; {again} again to finish")
+    found = json.loads((folder / COMPLETE).read_text())
+    return TokenWindows(folder, replace(source, row_groups=found["row_groups"]), found["starts"])
+
+
+def _refuse_if_stale(folder: Path, wanted: dict[str, Any]) -> None:
+    stored = json.loads((folder / MADE_OF).read_text())
+    if stored == wanted:
+        return
+    if stored["tokenizer"] != wanted["tokenizer"]:
+        why = "was made with another tokenizer than the model's"
+    elif stored["data"] != wanted["data"]:
+        before, now = (dict(map(tuple, made["data"].pop("files"))) for made in (stored, wanted))
+        files = [path for path in {**before, **now} if before.get(path) != now.get(path)]
+        what = ", ".join(files[:5]) or ", ".join(
+            k for k in wanted["data"] if stored["data"].get(k) != wanted["data"][k]
+        )
+        why = f"was made of other data ({what} changed)"
+    else:
+        why = f"holds the column {stored['column']}, not {wanted['column']}"
+    raise UserError(f"{folder}: the token cache is stale: it {why}; delete the folder and tokenize again")
+
+
+def write_token_cache(
+    root: Path, source: Source, tokenizer: PreTrainedTokenizerBase, told: Callable[[str, int, int], None]
+) -> Path:
+    """Tokenise `source` into `root`/NAME, file by file; files that an interrupted call finished are kept.
+
+    `told(path, rows, tokens)` hears of every file that is done. Raises `UserError` for broken rows and a stale cache.
+    """
+    folder = root / source.name
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = made_of(source, tokenizer)
+    if (folder / MADE_OF).is_file():
+        _refuse_if_stale(folder, wanted)
+    else:
+        _write_whole(folder / MADE_OF, json.dumps(wanted).encode())
+    listed = source.row_groups if source.row_groups is not None else source.list_row_groups()
+    windows = TextWindows(replace(source, row_groups=listed))
+    encode = document_encoder(tokenizer)
+    starts: list[Sequence[int]] = []
+    for number, file in enumerate(source.files):
+        units = np.flatnonzero(windows.units().file == number).tolist()
+        done = folder / f"{number:05}.starts.json"
+        if not done.is_file():
+            _write_file(folder, number, windows, units, encode, np.dtype(wanted["dtype"]))
+            _write_whole(done, json.dumps([list(windows.starts(unit)) for unit in units]).encode())
+        starts += json.loads(done.read_text())
+        ends = np.load(folder / f"{number:05}.ends.npy", mmap_mode="r", allow_pickle=False)
+        told(file.path, len(ends) - 1, int(ends[-1]))
+    _write_whole(folder / COMPLETE, json.dumps({"starts": starts, "row_groups": listed}).encode())
+    return folder
+
+
+def _write_file(
+    folder: Path, number: int, windows: TextWindows, units: Sequence[int], encode: Any, dtype: np.dtype
+) -> None:
+    """The tokens of one file's rows, and where each row's end."""
+    ends = [0]
+    partial = folder / f"{number:05}.tokens.part"
+    with partial.open("wb") as written:
+        for rows in _rows(windows, units):
+            encoded = iter(encode([text for text in rows if text]))
+            for text in rows:
+                tokens = np.asarray(next(encoded) if text else [], dtype=dtype)
+                written.write(tokens.tobytes())
+                ends.append(ends[-1] + len(tokens))
+    with (folder / f"{number:05}.ends.npy").open("wb") as file:
+        np.save(file, np.asarray(ends, dtype=np.int64), allow_pickle=False)
+    partial.replace(folder / f"{number:05}.tokens")
+
+
+def _rows(windows: TextWindows, units: Sequence[int]) -> Iterator[Sequence[str | None]]:
+    """The texts of `units`, a few at a time."""
+    for unit in units:
+        starts = windows.starts(unit)
+        for window, first in enumerate(starts[:-1]):
+            rows = windows.read(unit, window)
+            for start in range(0, len(rows), ENCODED_ROWS):
+                some = rows[start : start + ENCODED_ROWS]
+                for number, text in enumerate(some, first + start):
+                    if text is not None and not isinstance(text, str):
+                        raise UserError(f"{windows.place(unit, number)}: {text!r:.80} is not text")
+                yield some
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_bytes(data)
+    partial.replace(path)
