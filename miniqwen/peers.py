@@ -7,6 +7,7 @@ a thread that also lives while its rank waits in a collective; `PATIENCE` second
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import threading
@@ -29,7 +30,10 @@ class Peers:
         self.rank, self.hosts = rank, list(hosts)
         # a launcher that restarts a failed run may keep its store
         self._prefix = f"miniqwen/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        threading.Thread(target=self._beat, daemon=True).start()
+        self._over = threading.Event()
+        self._beating = threading.Thread(target=self._beat, daemon=True)
+        self._beating.start()
+        atexit.register(self._end)
 
     def name(self, rank: int) -> str:
         return f"rank {rank} on {self.hosts[rank]}"
@@ -61,9 +65,13 @@ class Peers:
     def _beat(self) -> None:
         with contextlib.suppress(RuntimeError):  # the launcher has ended: nobody listens any more
             store = self._connect()
-            while True:
+            while not self._over.wait(BEAT):
                 store.add(f"{self._prefix}/beat/{self.rank}", 1)
-                time.sleep(BEAT)
+
+    def _end(self) -> None:
+        """Before the interpreter ends: a thread that it finds in C++ then would abort the process."""
+        self._over.set()
+        self._beating.join(STORE_TIMEOUT.total_seconds())
 
     def _ask(self, own: str, told: dict[str, Any]) -> None:
         with contextlib.suppress(RuntimeError):
