@@ -130,12 +130,28 @@ def holed(hole: tuple[Path, Path], output: Path, *more: object) -> list[object]:
     return ["--model_path", hole[0], "--output_dir", output, *data, *tiny, "--max_steps", "30", *more]
 
 
+def sharded(kind: str, folder: Path) -> list[str]:
+    """The flags for one backend; parameters are shared out however small they are."""
+    if kind == "ddp":
+        return []
+    if kind == "fsdp2":
+        return ["--fsdp", "full_shard"]
+    settings = json.loads((ROOT / "ds_configs" / f"{kind}.json").read_text())
+    settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    (folder / "zero.json").write_text(json.dumps(settings))
+    return ["--deepspeed", str(folder / "zero.json")]
+
+
+@pytest.mark.parametrize(
+    "kind", ["ddp", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("fsdp2", "zero1", "zero2", "zero3"))]
+)
 def test_updates_that_are_not_finite_are_skipped_on_every_rank_alike_and_counted(
-    hole: tuple[Path, Path], tmp_path: Path
+    hole: tuple[Path, Path], tmp_path: Path, kind: str
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     assert run_script("train_loop.py", *holed(hole, one)).returncode == 0
-    done = run_script("train_loop.py", *holed(hole, two, "--gradient_accumulation_steps", "1"), processes=2)
+    more = ["--gradient_accumulation_steps", "1", *sharded(kind, tmp_path)]
+    done = run_script("train_loop.py", *holed(hole, two, *more), processes=2)
     assert done.returncode == 0, done.stderr
     told = lines(one)
     skipped = [line["step"] for line in told if line["grad_norm"] is None]
@@ -145,7 +161,7 @@ def test_updates_that_are_not_finite_are_skipped_on_every_rank_alike_and_counted
     assert [line["step"] for line in lines(two) if line["grad_norm"] is None] == skipped
     first, second = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
     for name, value in first.items():
-        assert_close(value, second[name], rtol=0, atol=5e-6, equal_nan=True)
+        assert_close(value, second[name], rtol=0, atol=2e-5, equal_nan=True)
     assert first["lm_head.weight"].isfinite().all()
     written = json.loads((two / "bad_updates.json").read_text())["updates"]
     assert written[-1]["update"] == skipped[-1]
