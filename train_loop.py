@@ -231,16 +231,18 @@ def main(config: TrainConfig, stop: StopRequest) -> None:
     runtime.agree({**versions(), **{f"--{name}": value for name, value in vars(config).items()}})
     folder = runtime.on_main(lambda: open_output_dir(config))
     stop.forget_stale_file()
-    checkpoint = read_checkpoint(Path(folder)) if folder else None
-    source = checkpoint.folder if checkpoint else Path(str(config.model_path))
-    tokenizer = load_tokenizer(source)
+    with runtime.together():  # what only one rank finds amiss ends all of them
+        checkpoint = read_checkpoint(Path(folder)) if folder else None
+        source = checkpoint.folder if checkpoint else Path(str(config.model_path))
+        tokenizer = load_tokenizer(source)
     plan = Plan(
         config.per_device_train_batch_size, config.gradient_accumulation_steps, runtime.rank, runtime.world_size
     )
     if checkpoint:
         check_batch(checkpoint, plan)
     listings = runtime.on_main(lambda: list_data(config))  # the hub is asked once, whatever the number of processes
-    task = make_task(config, listings, tokenizer, plan, checkpoint.identity.get("lanes") if checkpoint else None)
+    with runtime.together():
+        task = make_task(config, listings, tokenizer, plan, checkpoint.identity.get("lanes") if checkpoint else None)
     steps = Steps.of(config, task)
     runtime.agree({"data": task.identity, "checkpoint": str(checkpoint.progress) if checkpoint else None})
     identity = continued(config, checkpoint, task.identity, steps.total) if checkpoint else task.identity

@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import platform
 import threading
 import zlib
 from collections import OrderedDict
@@ -49,6 +50,7 @@ SLICE_BYTES = 8 << 20  # of a file of lines
 GZIP_FACTOR = 4  # about: bytes of a gzipped text, decoded, to bytes stored
 KEPT_BYTES = 256 << 20  # decoded units kept for stripes, which read the same unit again
 LISTING_THREADS = 32  # footers read at once
+SHOWN_FILES = 10  # of those that are amiss
 FOOTERS_KEPT = 64  # so that a row group costs one request, not two
 
 
@@ -275,6 +277,19 @@ class Repository:
     def from_json(cls, stored: Mapping[str, Any]) -> Repository:
         splits = {split: tuple(DataFile(**file) for file in files) for split, files in stored["splits"].items()}
         return cls(**{**stored, "splits": splits})
+
+    def check_here(self) -> None:
+        """That this machine has the local files that rank 0 listed on its own; raises `UserError` naming the others."""
+        amiss = []
+        for file in (file for files in self.splits.values() for file in files if "://" not in file.url):
+            size = Path(file.url).stat().st_size if Path(file.url).exists() else None
+            if size != file.size:
+                here = "is not here" if size is None else f"has {size} bytes here"
+                amiss.append(f"{file.url} {here} ({platform.node()}), and {file.size} bytes where rank 0 runs")
+        if amiss:
+            raise UserError(
+                *amiss[:SHOWN_FILES], *([f"and {len(amiss) - SHOWN_FILES} more"] * (len(amiss) > SHOWN_FILES))
+            )
 
     def downloaded(self) -> Repository:
         """The same with all its files on this machine."""

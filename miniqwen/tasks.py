@@ -84,9 +84,11 @@ def make_task(
 ) -> Task:
     """The task that the flags ask for, of data that was listed; `lanes` is the number a resumed run began with.
 
-    Raises `UserError` for data that is empty or broken.
+    Raises `UserError` for data that is empty or broken, or other local files than those that were listed.
     """
     repositories = {name: Repository.from_json(listing) for name, listing in listings.items()}
+    for repository in repositories.values():
+        repository.check_here()
     if not config.streaming:
         repositories = {name: repository.downloaded() for name, repository in repositories.items()}
     if config.resolved_task == "finetune":
