@@ -202,7 +202,7 @@ def test_a_rank_whose_data_fails_ends_the_others_with_its_reason(model: Path, mi
     assert done.returncode != 0
     now = state(tmp_path / "out")
     assert now["status"] == "failed"
-    assert "5, not text" in now["reason"]
+    assert "5 is not text" in now["reason"]
     assert now["step"] > 0
     assert now["last_checkpoint"] == f"checkpoint-{now['step']}"
-    assert "5, not text" in done.stderr
+    assert "5 is not text" in done.stderr
