@@ -62,7 +62,7 @@ class Reads:
             self.units, self.bytes = self.units + 1, self.bytes + unit.size
             return real(source, unit)
 
-        Source.batches = counted  # type: ignore[method-assign]
+        Source.batches = counted  # type: ignore[assignment]
         return self
 
     def __exit__(self, *_: object) -> None:
