@@ -204,8 +204,9 @@ def main() -> int:
         began = perf_counter()
         told = json.dumps(listing)
         encoding = perf_counter() - began
-        print(f"\n{corpus.name}: {corpus.files:,} files, {units:,} row groups, {units * corpus.group_bytes / 1e12:.2f} TB, "
-              f"{LANES} lanes, {stripes(corpus)} stripes a row group")  # fmt: skip
+        size = units * corpus.group_bytes / 1e12
+        print(f"\n{corpus.name}: {corpus.files:,} files, {units:,} row groups, {size:.2f} TB, {LANES} lanes, "
+              f"{stripes(corpus)} stripes a row group")  # fmt: skip
         print(f"{'processes':>9} {'requests':>9} {'told MB':>8} {'start s':>8} {'reads/upd':>10} {'MB/upd':>8} "
               f"{'memory MB':>10} {'cursors kB':>11} {'balance':>8}")  # fmt: skip
         found = []
