@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -16,7 +17,7 @@ from conftest import article, run_script, write_parquet
 from transformers import PreTrainedTokenizerBase
 
 from miniqwen.batches import Plan, Update
-from miniqwen.config import TrainConfig, UserError
+from miniqwen.config import TEXT_DATASETS, TrainConfig, UserError
 from miniqwen.packing import chained
 from miniqwen.sources import resolve
 from miniqwen.tasks import Task, list_data, make_task
@@ -51,9 +52,17 @@ def config_for(model: Path, mirror: Path, **flags: Any) -> TrainConfig:
     return TrainConfig(**{**given, **flags})
 
 
+@functools.cache
+def listings_of(config: TrainConfig) -> str:
+    """As one process lists the data and tells the others; the data sets of the session do not change."""
+    return json.dumps(list_data(config))
+
+
 def tasks_of(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, part: Part) -> list[Task]:
     """What each process of a machine makes of the same listing."""
-    listings = json.loads(json.dumps(list_data(config)))
+    listings = json.loads(
+        listings_of(config) if config.dataset_name in TEXT_DATASETS else json.dumps(list_data(config))
+    )
     plans = [Plan(part.micro_batch, part.accumulation, rank, part.world) for rank in range(part.world)]
     return [make_task(config, listings, tokenizer, plan, None) for plan in plans]
 
