@@ -3,10 +3,11 @@
     python prepare_datasets.py --all                       # can everything be read? reads only what it shows
     python prepare_datasets.py --all --download mirror     # copy the files, for --data_root mirror
     python prepare_datasets.py --demo runs/demo/mirror     # the generated demo data
+    python prepare_datasets.py --wikipedia --tokenize tokens --model_path M   # for train_loop.py --token_cache tokens
 
 Promises: every chosen data set is tried, whatever becomes of the others; what cannot be had is listed at the end, with
 the reason and what to try, and the exit status is 2. A mirror is resumable: complete files are not fetched again.
-Costs: a few requests and one row group (or one gzipped file) a data set; with --download, its files.
+Costs: a few requests and one row group (or one gzipped file) a data set; with --download or --tokenize, its files.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from miniqwen.config import DataFlags, UserError
+from miniqwen.config import QA_DATASETS, DataFlags, UserError
 from miniqwen.demo import write_demo
 from miniqwen.patience import patiently
 from miniqwen.sources import (
@@ -38,7 +39,10 @@ from miniqwen.sources import (
     readable,
     repository_card,
     resolve,
+    text_column,
 )
+from miniqwen.token_cache import write_token_cache
+from miniqwen.tokenization_miniqwen import load_tokenizer
 
 SHOWN_CHARACTERS = 100
 COLUMNS = {
@@ -53,8 +57,10 @@ def prepare(name: str, config: PrepareConfig) -> None:
     """Resolve one data set, describe it, and download it if asked to. Raises `UserError` for what cannot be had."""
     flags = DataFlags(
         dataset_name=name, data_root=config.data_root, cache_dir=config.cache_dir, streaming=config.streaming,
-        wikipedia_version=config.wikipedia_version,
+        wikipedia_version=config.wikipedia_version, text_column=config.text_column, sample_by=config.sample_by,
+        dataset_config_name=config.dataset_config_name,
     )  # fmt: skip
+    columns = COLUMNS.get(name, (config.text_column or "text",))
     repository = resolve(name, flags)
     print(
         f"\n{name}: {repository.path}" + (f", configuration {repository.config_name}" if repository.config_name else "")
@@ -64,14 +70,16 @@ def prepare(name: str, config: PrepareConfig) -> None:
         print(f"  note      {repository.note.removeprefix(f'{name}: ')}")
     for split, files in repository.splits.items():
         print(f"  split     {split}: {shape(repository, split, files)}")
-    print(f"  columns   {', '.join(COLUMNS[name])}")
+    print(f"  columns   {', '.join(columns)}")
     first = next(iter(repository.splits))
-    source = repository.source(first, COLUMNS[name])
+    source = repository.source(first, columns)
     rows = first_rows(source)
-    for number in range(min(config.num_samples, len(rows[COLUMNS[name][0]]))):
+    for number in range(min(config.num_samples, len(rows[columns[0]]))):
         print(f"  {first}[{number}]  {sample(name, {column: values[number] for column, values in rows.items()})}")
     if config.download:
         download(repository, Path(config.download))
+    if config.tokenize and name not in QA_DATASETS:
+        tokenize(repository, text_column(name, flags), Path(config.tokenize), str(config.model_path))
 
 
 def first_rows(source: Source) -> dict[str, list[Any]]:
@@ -105,6 +113,8 @@ def sample(name: str, row: dict[str, Any]) -> str:
         pairs = zip(row["choices"]["label"], row["choices"]["text"], strict=True)
         choices = ("*" * (label == row["answerKey"]) + shortened(text) for label, text in pairs)
         return f"{shortened(row['question'])}  {' | '.join(choices)}"
+    if name not in COLUMNS:
+        return shortened(next(iter(row.values())))
     return shortened(f"{row.get('title') or row['id']}: {row['text']}")
 
 
@@ -125,6 +135,20 @@ def download(repository: Repository, root: Path) -> None:
                 patiently(functools.partial(copy, file, target), f"{repository.name}: {file.path}")
             bar.update(file.size)
     print(f"  mirrored  {len(files)} files, {total / 1e6:,.1f} MB in {folder}; use it with --data_root {root}")
+
+
+def tokenize(repository: Repository, column: str, root: Path, model_path: str) -> None:
+    """Write the token cache of a data set's training text, telling of each file."""
+    source = repository.source("train", (column,))
+    total = 0
+
+    def told(path: str, rows: int, tokens: int) -> None:
+        nonlocal total
+        total += tokens
+        print(f"  tokenized {path}: {rows:,} rows, {tokens:,} tokens", flush=True)
+
+    folder = write_token_cache(root, source, load_tokenizer(model_path), told)
+    print(f"  tokens    {total:,} in {folder}; train on them with --token_cache {root}")
 
 
 def copy(file: DataFile, target: Path) -> None:
@@ -154,7 +178,7 @@ def main(config: PrepareConfig) -> None:
         try:
             prepare(name, config)
         except UserError as error:
-            print(f"\n{name}: {REPOSITORIES[name]}\n  FAILED    {error.problems[0]}", flush=True)
+            print(f"\n{name}: {REPOSITORIES.get(name, name)}\n  FAILED    {error.problems[0]}", flush=True)
             problems += error.problems
         except OSError as error:
             problems.append(f"{name}: {error}")

@@ -30,6 +30,10 @@ KINDS = {
     DistributedType.FSDP: FSDP2, DistributedType.DEEPSPEED: ZERO,
 }  # fmt: skip
 DEEPSPEED_SCHEDULES = {"WarmupLR": "constant_with_warmup", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
+SETTINGS_OF_A_FILE = (
+    "zero_stage", "gradient_accumulation_steps", "gradient_clipping", "offload_optimizer_device",
+    "offload_param_device", "offload_optimizer_nvme_path", "offload_param_nvme_path",
+)  # fmt: skip
 # sections of a DeepSpeed file that would train something else than the flags say
 FOREIGN_SECTIONS = (
     "tensor_parallel", "compression_training", "curriculum_learning", "data_efficiency", "progressive_layer_drop",
@@ -142,6 +146,11 @@ def zero_settings(config: TrainConfig, precision: str, env: Mapping[str, str]) -
             return {}, [f"{where}: not a readable DeepSpeed JSON ({error})"]
     if not isinstance(settings, dict) or not isinstance(settings.get("zero_optimization"), dict):
         return {}, [f'{where}: has no "zero_optimization" section; ds_configs/ has examples']
+    beside = set(env.get("ACCELERATE_CONFIG_DS_FIELDS", "").split(",")) & set(SETTINGS_OF_A_FILE)
+    if file != "none" and beside:
+        return {}, [
+            f"{where}: the Accelerate file sets {', '.join(sorted(beside))} beside it: write them into one place"
+        ]
     problems = [f"{where}: {problem}" for problem in conflicts(settings, config, precision, env)]
     for name in ("train_batch_size", "optimizer", "scheduler"):  # decided by the flags, which were just compared
         settings.pop(name, None)
@@ -218,8 +227,9 @@ def make_accelerator(backend: Backend, config: TrainConfig, timeout: timedelta) 
 
     `timeout` is how long a collective may take.
     """
-    for variable in ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_USE_CPU"):
-        os.environ.pop(variable, None)  # they would change the loop's own accumulation, and switch DeepSpeed off
+    # read already; Accelerate would change the loop's own accumulation, switch DeepSpeed off, and refuse the settings
+    for variable in ("GRADIENT_ACCUMULATION_STEPS", "USE_CPU", "CONFIG_DS_FIELDS"):
+        os.environ.pop(f"ACCELERATE_{variable}", None)
     if backend.kind in (FSDP2, ZERO):
         os.environ["ACCELERATE_USE_FSDP" if backend.kind == FSDP2 else "ACCELERATE_USE_DEEPSPEED"] = "true"
         if "RANK" not in os.environ:

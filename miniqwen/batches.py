@@ -98,9 +98,12 @@ class Plan:
 
 
 def block_batch(blocks: Sequence[np.ndarray], length: int) -> MicroBatch:
-    """Blocks as rows [blocks, length]; a shorter one is filled with tokens that are neither trained on nor counted."""
-    tokens = np.zeros((len(blocks), length), dtype=np.int64)
-    targets = np.full((len(blocks), length), IGNORED, dtype=np.int64)
+    """Blocks as rows [blocks, length]; a shorter one is filled with tokens that are neither trained on nor counted.
+
+    No blocks make one such row: a rank that has none left still takes part.
+    """
+    tokens = np.zeros((max(len(blocks), 1), length), dtype=np.int64)
+    targets = np.full(tokens.shape, IGNORED, dtype=np.int64)
     for row, block in enumerate(blocks):
         tokens[row, : len(block)] = block
         targets[row, : len(block) - 1] = block[1:]

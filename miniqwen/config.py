@@ -526,6 +526,18 @@ class PrepareConfig(Flags):
     download: str | None = flag(
         None, "copy the files of the chosen data sets to this folder, for --data_root", group="how"
     )
+    tokenize: str | None = flag(
+        None, "tokenize the training text into this folder, for train_loop.py --token_cache", group="how"
+    )
+    model_path: str | None = flag(None, "folder of the model whose tokenizer --tokenize uses", group="how")
+    dataset_name: str | None = flag(
+        None, "text of your own to prepare: a hub id (OWNER/NAME), or a local file or folder", group="what"
+    )
+    dataset_config_name: str | None = flag(None, "configuration (subset) of --dataset_name", group="what")
+    text_column: str | None = flag(None, "column with the text of --dataset_name (default: text)", group="what")
+    sample_by: str = flag(
+        "line", "a document of a .txt file: line, paragraph or document", group="what",
+        choices=("line", "paragraph", "document"))  # fmt: skip
     streaming: bool = flag(
         True, "read only the rows that are shown; False downloads each data set to the cache", group="how"
     )
@@ -537,19 +549,29 @@ class PrepareConfig(Flags):
     @property
     def datasets(self) -> tuple[str, ...]:
         names = ("wikipedia", "arxiv", *QA_DATASETS)
-        return names if self.all else tuple(name for name in names if getattr(self, name))
+        chosen = names if self.all else tuple(name for name in names if getattr(self, name))
+        return (*chosen, self.dataset_name) if self.dataset_name else chosen
 
     def problems(self) -> list[str]:
         found = super().problems()
         if not self.datasets and not self.demo:
-            found.append("nothing to prepare: give --all, --wikipedia, --arxiv, --sciq, --commonsenseqa, or --demo DIR")
+            found.append(
+                "nothing to prepare: give --all, --wikipedia, --arxiv, --sciq, --commonsenseqa, --dataset_name NAME, "
+                "or --demo DIR"
+            )
+        if self.dataset_name:
+            found += unknown_dataset(self.dataset_name)
+        if bool(self.tokenize) != bool(self.model_path):
+            found.append("--tokenize DIR and --model_path M belong together: the model's tokenizer makes the tokens")
+        if self.tokenize:
+            found += model_problems(self.model_path, None)
         if self.datasets and self.demo:
             found.append("--demo writes data of its own; leave the other data sets out")
         if self.num_samples < 0:
             found.append(f"--num_samples {self.num_samples}: must not be negative")
         if self.data_root and not Path(self.data_root).is_dir():
             found.append(f"--data_root {self.data_root}: no such folder")
-        for name in ("demo", "download"):
+        for name in ("demo", "download", "tokenize"):
             target = getattr(self, name)
             if target and Path(target).exists() and not Path(target).is_dir():
                 found.append(f"--{name} {target} is a file, not a folder")

@@ -131,10 +131,15 @@ class LaneOrder:
         mixed = np.lexsort((raw_numbers(len(units), *self._key, epoch, 1), neighbourhood))
         return units[mixed].astype(np.int32), stripes[mixed].astype(np.int32)
 
-    def pieces(self, epoch: int, lane: int) -> list[Piece]:
-        """The pieces that `lane` reads in `epoch`: every `lanes`-th of that epoch's order."""
-        units, stripes = (column[lane :: self.lanes].tolist() for column in self._epoch_order(epoch))
-        return [Piece(unit, stripe, int(self._stripes[unit])) for unit, stripe in zip(units, stripes, strict=True)]
+    def num_pieces(self, lane: int) -> int:
+        """Pieces that `lane` reads in an epoch: every `lanes`-th of all."""
+        return len(range(lane, int(self._stripes.sum()), self.lanes))
+
+    def piece(self, epoch: int, lane: int, number: int) -> Piece:
+        """The piece that `lane` reads as its `number`-th in `epoch`."""
+        units, stripes = self._epoch_order(epoch)
+        unit = int(units[lane + number * self.lanes])
+        return Piece(unit, int(stripes[lane + number * self.lanes]), int(self._stripes[unit]))
 
     def windows(self, epoch: int, piece: Piece) -> Iterator[tuple[int, np.ndarray]]:
         """The windows of a piece in reading order, each with the numbers (in the unit) of its rows in theirs."""
@@ -155,9 +160,9 @@ class LaneOrder:
         for epoch in itertools.count(start.epoch):
             found = False
             first_piece = start.piece if epoch == start.epoch else 0
-            for number, piece in enumerate(self.pieces(epoch, lane)[first_piece:], first_piece):
+            for number in range(first_piece, self.num_pieces(lane)):
                 begin = start if (epoch, number) == (start.epoch, start.piece) else Position(epoch, number)
-                for document in self._documents_of(piece, begin):
+                for document in self._documents_of(self.piece(epoch, lane, number), begin):
                     found = True
                     yield document
             empty_epochs = 0 if found else empty_epochs + 1
@@ -170,22 +175,28 @@ class LaneOrder:
     def _documents_of(self, piece: Piece, start: Position) -> Iterator[tuple[Any, Position, Position]]:
         windows = itertools.islice(enumerate(self.windows(start.epoch, piece)), start.window, None)
         for number, (window, rows) in windows:
-            if not len(rows):
-                continue
-            first = self.source.starts(piece.unit)[window]
-            content = self.source.read(piece.unit, window)
-            documents = [content[row - first] for row in rows]
-            del content  # a lane keeps its own rows in memory, not the whole unit's
+            documents = self._full_rows(piece.unit, window, rows) if len(rows) else []
+            here = functools.partial(Position, start.epoch, start.piece)
             first_row = start.row if number == start.window else 0
-            for row in range(first_row, len(rows)):
-                document = documents[row]
-                if isinstance(document, str) or document is None or isinstance(document, np.ndarray):
-                    if document is not None and len(document):  # an empty one has nothing to learn from
-                        at = Position(start.epoch, start.piece, number, row)
-                        yield document, at, Position(start.epoch, start.piece, number, row + 1)
-                else:
-                    where = self.source.place(piece.unit, int(rows[row]))
-                    raise UserError(f"{where}: {document!r:.80} is not text")
+            for index, (row, document) in enumerate(documents, 1):
+                if row >= first_row:
+                    after = here(number, row + 1) if index < len(documents) else here(number + 1)
+                    yield document, here(number, row), after
+
+    def _full_rows(self, unit: int, window: int, rows: np.ndarray) -> list[tuple[int, Any]]:
+        """(place in reading order, document) of the `rows` that hold any text: an empty one has nothing to learn from.
+
+        A list of its own: a lane keeps its rows in memory, not those that the whole unit has.
+        """
+        first, content = self.source.starts(unit)[window], self.source.read(unit, window)
+        found = []
+        for place, row in enumerate(rows.tolist()):
+            document = content[row - first]
+            if document is not None and not isinstance(document, (str, np.ndarray)):
+                raise UserError(f"{self.source.place(unit, row)}: {document!r:.80} is not text")
+            if document is not None and len(document):
+                found.append((place, document))
+        return found
 
 
 def hold_out(

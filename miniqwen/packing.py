@@ -33,13 +33,18 @@ class EncodedDocument:
 def encoded_documents(
     documents: Iterator[tuple[Any, Position, Position]], encode: Callable[[Sequence[Any]], Sequence[Sequence[int]]]
 ) -> Iterator[EncodedDocument]:
-    """Documents as tokens, encoded a few at a time because the tokenizer is faster on batches than on single texts."""
+    """Documents as tokens, encoded a few at a time because the tokenizer is faster on batches than on single texts.
+
+    A batch ends with its window, so that the next one is not read before it is needed.
+    """
     while True:
         read: list[tuple[Any, Position, Position]] = []
         characters = 0
         while len(read) < BATCH_DOCUMENTS and characters < BATCH_CHARACTERS:
             read.append(next(documents))
             characters += len(read[-1][0])
+            if read[-1][2].row == 0:
+                break
         for tokens, (_, position, after) in zip(encode([text for text, _, _ in read]), read, strict=True):
             yield EncodedDocument(np.asarray(tokens, dtype=np.int64), position, after)
 

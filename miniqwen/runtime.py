@@ -57,7 +57,7 @@ class Runtime:
 
     def describe(self, model: torch.nn.Module, parameters: int) -> str:
         """What really runs, on one line; `parameters` of the prepared `model` are distinct ones."""
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", self.world_size)))
+        here = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", self.world_size)))
         nodes = max(self.world_size // here, 1)
         over = (
             f" over {self.world_size} process{'es' if self.world_size > 1 else ''} on {nodes} node{'s' * (nodes > 1)}"
@@ -80,28 +80,16 @@ class Runtime:
         """Give prepared `model` and `optimizer` what a checkpoint holds (see shards.py); no `state` in a new run."""
         if state is not None:
             restore_optimizer(model, optimizer, weights, state)
-            self._set_loss_scale(model, loss_scale)
+            scaler = self._scaler(model)
+            if scaler is not None and loss_scale is not None:
+                set_scale(scaler, loss_scale)
         elif self.backend.kind == ZERO and self.precision != "fp32":
             restore_masters(model, weights)
 
     def loss_scale(self, model: torch.nn.Module) -> dict[str, float] | None:
         """fp16's dynamic loss scale, and for how many updates it has held; None in other precisions."""
         scaler = self._scaler(model)
-        if scaler is None:
-            return None
-        if is_engine(model):
-            return {"scale": scaler.cur_scale, "updates": scaler.cur_iter - scaler.last_overflow_iter - 1}
-        return {"scale": scaler.get_scale(), "updates": scaler._get_growth_tracker()}
-
-    def _set_loss_scale(self, model: torch.nn.Module, stored: Mapping[str, float] | None) -> None:
-        scaler = self._scaler(model)
-        if scaler is None or stored is None:
-            return
-        if is_engine(model):
-            scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter = stored["scale"], int(stored["updates"]), -1
-        else:
-            values = {"scale": stored["scale"], "_growth_tracker": int(stored["updates"])}
-            scaler.load_state_dict({**scaler.state_dict(), **values})
+        return None if scaler is None else scale_of(scaler)
 
     def _scaler(self, model: torch.nn.Module) -> Any:
         if self.precision != "fp16":
@@ -228,3 +216,19 @@ class Runtime:
         if dist.is_initialized():
             self.wait()
             dist.destroy_process_group()
+
+
+def scale_of(scaler: Any) -> dict[str, float]:
+    """The scale of torch's or DeepSpeed's loss scaler, and the updates since it last changed or overflowed."""
+    if hasattr(scaler, "cur_scale"):
+        return {"scale": scaler.cur_scale, "updates": scaler.cur_iter - scaler.last_overflow_iter - 1}
+    return {"scale": scaler.get_scale(), "updates": scaler._get_growth_tracker()}
+
+
+def set_scale(scaler: Any, stored: Mapping[str, float]) -> None:
+    """Give a scaler what `scale_of` took."""
+    if hasattr(scaler, "cur_scale"):
+        scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter = stored["scale"], int(stored["updates"]), -1
+    else:
+        values = {"scale": stored["scale"], "_growth_tracker": int(stored["updates"])}
+        scaler.load_state_dict({**scaler.state_dict(), **values})

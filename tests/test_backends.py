@@ -17,11 +17,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import WORDS, run_script
 from safetensors.torch import load_file
 
 PLANS = ((1, 8), (2, 4), (4, 2), (8, 1))  # micro-batch x accumulation of one process
 CONTINUED = (2, 4)  # the plan that runs to update 10, and is saved at 5
+VARIANTS = {"bf16": ["--bf16"], "recomputed": ["--gradient_checkpointing"], "muon": ["--optim", "muon"]}
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") and shutil.which("ninja", path=str(Path(sys.executable).parent))),
     reason="DeepSpeed compiles its CPU communication with g++ and ninja",
@@ -113,6 +115,22 @@ class Bench:
     def plans(self, place: Place, plans: Iterable[tuple[int, int]]) -> list[list[str]]:
         return [self.run(place, plan, self.output(place, plan), 10 if plan == CONTINUED else 5) for plan in plans]
 
+    def variants(self, place: Place) -> list[list[str]]:
+        """One update more exotic than the other: half precision (to update 10, saved at 5), recomputation, Muon."""
+        names = VARIANTS if not place.kind.startswith("zero") else [name for name in VARIANTS if name != "muon"]
+        return [
+            self.run(place, CONTINUED, self.variant(place, name), 10 if name == "bf16" else 5, *VARIANTS[name])
+            for name in names
+        ]
+
+    def variant(self, place: Place, name: str) -> Path:
+        return self.folder / f"{place}-{name}"
+
+    def resume_bf16(self, place: Place) -> list[str]:
+        checkpoint = self.variant(place, "bf16") / "checkpoint-5"
+        output = self.variant(place, "bf16-again")
+        return self.run(place, CONTINUED, output, 10, "--bf16", "--resume_from_checkpoint", checkpoint)
+
     def resumed(self, place: Place, source: Place) -> Path:
         return self.folder / f"{place}-from-{source}"
 
@@ -122,10 +140,10 @@ class Bench:
         plan, checkpoint = (2, rows // 2), self.output(source, CONTINUED) / "checkpoint-5"
         return self.run(place, plan, self.resumed(place, source), 10, "--resume_from_checkpoint", checkpoint)
 
-    def launch(self, place: Place, runs: list[list[str]]) -> None:
+    def launch(self, place: Place, runs: list[list[str]], limit: float = 600) -> None:
         file = self.folder / f"runs-{place}.json"
         file.write_text(json.dumps(runs))
-        done = run_script("tests/runs_in_a_row.py", file, processes=place.world)
+        done = run_script("tests/runs_in_a_row.py", file, processes=place.world, limit=limit)
         assert done.returncode == 0, done.stderr[-6000:]
 
 
@@ -177,11 +195,13 @@ def bench(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.fixture(scope="module")
 def chain(bench: Bench) -> Bench:
-    """Each place trains with two plans, goes on from its own checkpoint and from that of the place before it."""
+    """Each place trains with two plans and the variants, and goes on from its own checkpoints and its neighbour's."""
     plans = ((1, 8), CONTINUED)
-    bench.launch(SINGLE_PROCESS, [*bench.whole_batches((1, 2)), *bench.plans(SINGLE_PROCESS, plans)])
+    muon = bench.run(SINGLE_PROCESS, (16, 1), bench.folder / "reference-muon", 5, *VARIANTS["muon"])
+    bench.launch(SINGLE_PROCESS, [*bench.whole_batches((1, 2)), muon, *bench.plans(SINGLE_PROCESS, plans)])
     for before, place in pairwise(FAST):
-        bench.launch(place, [*bench.plans(place, plans), *(bench.resume(place, source) for source in (before, place))])
+        trained = [*bench.plans(place, plans), *bench.variants(place)]
+        bench.launch(place, [*trained, *(bench.resume(place, at) for at in (before, place)), bench.resume_bf16(place)])
     bench.launch(SINGLE_PROCESS, [bench.resume(SINGLE_PROCESS, source) for source in FAST])
     return bench
 
@@ -205,6 +225,40 @@ def test_a_checkpoint_goes_on_at_any_other_place_and_bit_for_bit_at_its_own(chai
     assert difference(chain.resumed(place, place), chain.output(place, CONTINUED)) == 0
     own, whole = metrics(chain.resumed(place, place)), metrics(chain.output(place, CONTINUED))
     assert [own[step]["loss"] for step in range(6, 11)] == [whole[step]["loss"] for step in range(6, 11)]
+
+
+@needs_compiler
+@pytest.mark.parametrize("place", FAST[1:], ids=str)
+def test_half_precision_stays_near_and_resumes_bit_for_bit_from_fp32_masters(chain: Bench, place: Place) -> None:
+    output, reference = chain.variant(place, "bf16"), chain.reference(place.world)
+    ours, theirs = metrics(output), metrics(reference)
+    for step in range(1, 6):
+        assert ours[step]["loss"] == pytest.approx(theirs[step]["loss"], rel=2e-3)
+        assert ours[step]["grad_norm"] == pytest.approx(theirs[step]["grad_norm"], rel=2e-2)
+    assert ours[5]["eval_loss"] == pytest.approx(theirs[5]["eval_loss"], rel=2e-3)
+    assert [ours[step]["loss"] for step in range(1, 6)] != [theirs[step]["loss"] for step in range(1, 6)]
+    masters = load_file(output / "checkpoint-5" / "model.safetensors")
+    assert {value.dtype for value in masters.values()} == {torch.float32}
+    assert any((value.bfloat16().float() != value).any() for value in masters.values())
+    again = chain.variant(place, "bf16-again")
+    assert difference(again / "checkpoint-10", output / "checkpoint-10") == 0
+    assert {value.dtype for value in load_file(again / "model.safetensors").values()} == {torch.bfloat16}
+
+
+@needs_compiler
+@pytest.mark.parametrize("place", FAST[1:], ids=str)
+def test_recomputed_activations_change_nothing(chain: Bench, place: Place) -> None:
+    assert_close(place, compared(chain, place, chain.variant(place, "recomputed"), place.world, 1, 5))
+
+
+@needs_compiler
+@pytest.mark.parametrize("place", FAST[1:3], ids=str)
+def test_muon_makes_the_same_updates_on_several_processes(chain: Bench, place: Place) -> None:
+    reference, output = chain.folder / "reference-muon", chain.variant(place, "muon")
+    assert difference(output, reference) <= 1e-4
+    assert difference(reference, chain.reference(2) / "checkpoint-5") > 1e-3  # it is not AdamW
+    for step in range(1, 6):
+        assert metrics(output)[step]["loss"] == pytest.approx(metrics(reference)[step]["loss"], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -142,11 +142,11 @@ def test_no_cut_of_files_into_units_windows_and_stripes_loses_or_repeats_a_docum
         patched.setattr("miniqwen.documents.LEAST_STRIPE", 16)
         source = make_source(Path(folder) / "data", kind, ["an anchor", *texts])  # type: ignore[list-item]
         order = lane_order(source, lanes)
-        pieces = [piece for lane in range(lanes) for piece in order.pieces(0, lane)]
+        numbers = [(lane, number) for lane in range(lanes) for number in range(order.num_pieces(lane))]
+        pieces = [order.piece(0, lane, number) for lane, number in numbers]
         read = [
             text
-            for lane in range(lanes)
-            for number, piece in enumerate(order.pieces(0, lane))
+            for piece, (_, number) in zip(pieces, numbers, strict=True)
             for text, _, _ in order._documents_of(piece, Position(0, number))
         ]
         assert len(set(pieces)) == len(pieces)

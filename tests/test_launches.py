@@ -105,6 +105,9 @@ def test_users_deepspeed_files_are_taken_and_their_contradictions_listed(tmp_pat
     ):  # fmt: skip
         assert flag in found
     assert found.count(str(file)) == 10
+    file.write_text(json.dumps(usual))
+    both = {**DEEPSPEED, "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file), "ACCELERATE_CONFIG_DS_FIELDS": "zero_stage"}
+    assert "sets zero_stage beside it" in problems(both)[0]
     file.write_text("{")
     assert "not a readable DeepSpeed JSON" in problems(TWO, deepspeed=str(file))[0]
     file.write_text("{}")
