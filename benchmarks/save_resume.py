@@ -46,7 +46,7 @@ def update(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tokens: tor
     optimizer.zero_grad()
 
 
-def measure(folder: Path, hidden: int) -> dict[str, float]:
+def measure(folder: Path, hidden: int, repeats: int) -> dict[str, float]:
     tokenizer = train_tokenizer(["stone river light metal"] * 10, 300)
     model = make(hidden, 8192)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
@@ -56,28 +56,27 @@ def measure(folder: Path, hidden: int) -> dict[str, float]:
         OutputFolder(TrainConfig(output_dir=str(folder), async_save=beside), model, tokenizer, None, {})
         for beside in (False, True)
     ]
-    began = perf_counter()
-    outputs[0].save(Progress(step=1), gathered(model, optimizer), None)
-    foreground = perf_counter() - began
+    foreground, copying, loses = [], [], []
+    for repeat in range(repeats):  # the least of several: other work on the machine only ever adds
+        began = perf_counter()
+        outputs[0].save(Progress(step=2 * repeat + 1), gathered(model, optimizer), None)
+        foreground.append(perf_counter() - began)
+        began = perf_counter()
+        outputs[1].save(Progress(step=2 * repeat + 2), gathered(model, optimizer), None)
+        copying.append(perf_counter() - began)
+        updates, began = 0, perf_counter()
+        thread = outputs[1]._background._thread
+        while thread is not None and (thread.is_alive() or updates == 0):
+            update(model, optimizer, tokens)
+            updates += 1
+        during = perf_counter() - began
+        outputs[1].wait()
+        began = perf_counter()
+        for _ in range(updates):
+            update(model, optimizer, tokens)
+        loses.append(copying[-1] + max(during - (perf_counter() - began), 0.0))
 
-    outputs[1].save(Progress(step=2), gathered(model, optimizer), None)  # the first copy also gets its memory
-    outputs[1].wait()
-    began = perf_counter()
-    outputs[1].save(Progress(step=3), gathered(model, optimizer), None)
-    copying = perf_counter() - began
-    updates, began = 0, perf_counter()
-    thread = outputs[1]._background._thread
-    while thread is not None and (thread.is_alive() or updates == 0):
-        update(model, optimizer, tokens)
-        updates += 1
-    during = perf_counter() - began
-    outputs[1].wait()
-    began = perf_counter()
-    for _ in range(updates):
-        update(model, optimizer, tokens)
-    alone = perf_counter() - began
-
-    size = sum(file.stat().st_size for file in (folder / "checkpoint-3").iterdir())
+    size = sum(file.stat().st_size for file in (folder / "checkpoint-1").iterdir())
     began = perf_counter()
     chosen = checkpoint_to_resume(TrainConfig(output_dir=str(folder), resume_from_checkpoint="auto"))
     checkpoint = read_checkpoint(chosen) if chosen else None
@@ -87,14 +86,15 @@ def measure(folder: Path, hidden: int) -> dict[str, float]:
     restore_optimizer(model, optimizer, checkpoint.weights, checkpoint.optimizer_state)
     resume = perf_counter() - began
     return {
-        "parameters": count_parameters(model) / 1e6, "megabytes": size / 1e6, "foreground": foreground,
-        "copying": copying, "loses": copying + max(during - alone, 0.0), "resume": resume,
+        "parameters": count_parameters(model) / 1e6, "megabytes": size / 1e6, "foreground": min(foreground),
+        "copying": min(copying), "loses": min(loses), "resume": resume,
     }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--millions", type=int, nargs="+", default=[1, 10, 50], choices=WIDTHS)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="a folder on the disk to measure (default: a temporary one)")
     given = parser.parse_args()
     print("parameters   on disk   save    copy   the loop loses   of the save   resume")
@@ -102,7 +102,7 @@ def main() -> None:
     for millions in given.millions:
         folder = Path(tempfile.mkdtemp(dir=given.folder))
         try:
-            found = measure(folder, WIDTHS[millions])
+            found = measure(folder, WIDTHS[millions], given.repeats)
         finally:
             shutil.rmtree(folder)
         share = found["loses"] / found["foreground"]
