@@ -228,7 +228,7 @@ def out_of_patience(config: TrainConfig, progress: Progress) -> bool:
 def main(config: TrainConfig, stop: StopRequest) -> None:
     """One run: open everything, train (or only evaluate), write the final model."""
     runtime = Runtime(config)
-    runtime.agree({**versions(), **{f"--{name}": value for name, value in vars(config).items()}})
+    runtime.agree({**versions(), **config.alike})
     folder = runtime.on_main(lambda: open_output_dir(config))
     stop.forget_stale_file()
     with runtime.together():  # what only one rank finds amiss ends all of them

@@ -237,6 +237,11 @@ class TrainConfig(DataFlags):
     run_name: str | None = flag(None, "name of the run in W&B (default: the output folder)", group="output")
 
     @property
+    def alike(self) -> dict[str, object]:
+        """What every process has to be given alike: {"--FLAG": value}."""
+        return {f"--{name}": value for name, value in vars(self).items() if name != "local_rank"}
+
+    @property
     def trains(self) -> bool:
         return self.do_train if self.do_train is not None else not self.do_eval
 
