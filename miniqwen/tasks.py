@@ -104,6 +104,8 @@ def _text_task(
     lanes: int | None,
 ) -> Task:
     shares = config.shares or {name: 1 / len(repositories) for name in repositories}
+    if lanes and config.data_lanes not in (None, lanes):
+        raise UserError(f"--data_lanes {config.data_lanes}: the run began with {lanes}, a part of its data order")
     lanes = lanes or config.data_lanes or plan.rows_per_update
     own_lanes = plan.lanes_of_rank(lanes)
     encode = document_encoder(tokenizer)
