@@ -40,7 +40,7 @@ from miniqwen.checkpoint import Progress, read_checkpoint
 from miniqwen.config import UserError
 from miniqwen.ending import failures_told, reason_to_stop
 from miniqwen.metrics import predictions
-from miniqwen.modeling_miniqwen import count_parameters, load_model
+from miniqwen.modeling_miniqwen import compile_layers, count_parameters, load_model
 from miniqwen.optimizers import make_optimizer, make_schedule, set_learning_rate
 from miniqwen.output_folder import OutputFolder, check_batch, continued, open_output_dir, versions
 from miniqwen.preemption import GivenUp, Preempted, next_update, until_stopped
@@ -241,6 +241,7 @@ def main(config: TrainConfig, stop: StopRequest) -> None:
         check_batch(checkpoint, plan)
     listings = runtime.on_main(lambda: list_data(config))  # the hub is asked once, whatever the number of processes
     task = make_task(config, listings, tokenizer, plan, checkpoint.identity.get("lanes") if checkpoint else None)
+    config, lowered = config.once_an_epoch(task.updates_per_epoch)
     steps = Steps.of(config, task)
     runtime.agree({"data": task.identity, "checkpoint": str(checkpoint.progress) if checkpoint else None})
     identity = continued(config, checkpoint, task.identity, steps.total) if checkpoint else task.identity
@@ -252,8 +253,7 @@ def main(config: TrainConfig, stop: StopRequest) -> None:
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.torch_compile:
-        for layer in model.model.layers:
-            layer.compile()
+        compile_layers(model)
     prepared, prepared_optimizer = runtime.prepare(model, optimizer)
     weights = checkpoint.weights if checkpoint else StoredTensors(source, "model")
     state = checkpoint.optimizer_state if checkpoint else None
@@ -262,7 +262,7 @@ def main(config: TrainConfig, stop: StopRequest) -> None:
         runtime.print(f"continuing from {checkpoint.folder}, update {progress.step}")
     runs_on, rows = runtime.describe(prepared, parameters), plan.rows_per_update
     size = f"{steps.total} updates of {rows} {task.rows_are} ({'' if task.updates_per_epoch is None else 'at most '}"
-    for line in (*task.notes, f"{runs_on}; {size}{rows * config.length:,} tokens)"):
+    for line in (*task.notes, *lowered, f"{runs_on}; {size}{rows * config.length:,} tokens)"):
         runtime.print(line)
 
     bare = runtime.unwrap(prepared)
