@@ -26,7 +26,6 @@ if __name__ == "__main__":
         )
     STOP = StopRequest(CONFIG)  # before the heavy imports too: no signal is lost
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -37,53 +36,20 @@ import torch
 from miniqwen.bad_updates import BadUpdates
 from miniqwen.batches import Plan
 from miniqwen.checkpoint import Progress, read_checkpoint
-from miniqwen.config import UserError
 from miniqwen.ending import failures_told, reason_to_stop
 from miniqwen.metrics import predictions
-from miniqwen.modeling_miniqwen import count_parameters, load_model
+from miniqwen.modeling_miniqwen import compile_layers, count_parameters, load_model
 from miniqwen.optimizers import make_optimizer, make_schedule, set_learning_rate
 from miniqwen.output_folder import OutputFolder, check_batch, continued, open_output_dir, versions
 from miniqwen.preemption import GivenUp, Preempted, next_update, until_stopped
 from miniqwen.runtime import Runtime
 from miniqwen.scoring import score_rounds
 from miniqwen.shards import gathered
+from miniqwen.steps import Steps
 from miniqwen.tasks import Task, list_data, make_task
 from miniqwen.tensor_files import StoredTensors
 from miniqwen.tokenization_miniqwen import load_tokenizer
 from miniqwen.tracking import Tracker, Window
-
-
-@dataclass(frozen=True)
-class Steps:
-    """The run in updates: how many in all, how many of warm-up, and how many between two evaluations."""
-
-    total: int
-    warmup: int
-    between_evaluations: int | None  # None: not while training
-    per_epoch: int | None  # None: text has no end
-    evaluates_at_end: bool
-
-    @classmethod
-    def of(cls, config: TrainConfig, task: Task) -> Steps:
-        """Raises `UserError` when the warm-up is longer than the training."""
-        per_epoch = task.updates_per_epoch
-        by_epochs = per_epoch is not None and config.max_steps == -1
-        total = math.ceil(config.num_train_epochs * per_epoch) if per_epoch and by_epochs else config.max_steps
-        warmup = config.warmup_steps or math.ceil(config.warmup_ratio * total)
-        if warmup > total:
-            raise UserError(f"--warmup_steps {warmup} is longer than the training, which has {total} updates")
-        between = {"no": None, "steps": config.eval_steps or config.logging_steps, "epoch": per_epoch}[
-            config.eval_strategy
-        ]
-        return cls(total, warmup, between, per_epoch, bool(config.do_eval) or between is not None)
-
-    def evaluation_is_due(self, step: int) -> bool:
-        at_this_step = self.between_evaluations is not None and step % self.between_evaluations == 0
-        return at_this_step or (step == self.total and self.evaluates_at_end)
-
-    def epoch(self, progress: Progress) -> float:
-        """Passes over the questions so far, or the number of the pass over the text."""
-        return progress.step / self.per_epoch if self.per_epoch else progress.epoch
 
 
 @dataclass(frozen=True)
@@ -113,7 +79,7 @@ class Run:
         tensors = gathered(self.model, None)
         with self.runtime.together(tensors):
             if self.output:
-                print(f"{self.output.write_final_model(tensors, progress)} is in {self.output.folder}")
+                self.tracker.say(f"{self.output.write_final_model(tensors, progress)} is in {self.output.folder}")
 
 
 def train(config: TrainConfig, task: Task, steps: Steps, run: Run, progress: Progress) -> tuple[Progress, bool]:
@@ -165,7 +131,9 @@ def train(config: TrainConfig, task: Task, steps: Steps, run: Run, progress: Pro
         skipped = bad_updates.caught(progress, update, losses, grad_norm)  # on every rank alike
         window.add_losses([] if skipped else losses)
         if update.epoch > progress.epoch and task.updates_per_epoch is None:
-            runtime.print(f"update {step + 1}: the text is used up; it repeats in another order (epoch {update.epoch})")
+            run.tracker.say(
+                f"update {step + 1}: the text is used up; it repeats in another order (epoch {update.epoch})"
+            )
         progress = replace(
             progress.with_update(skipped), tokens=progress.tokens + num_tokens, epoch=update.epoch, cursor=update.cursor
         )
@@ -228,7 +196,7 @@ def out_of_patience(config: TrainConfig, progress: Progress) -> bool:
 def main(config: TrainConfig, stop: StopRequest) -> None:
     """One run: open everything, train (or only evaluate), write the final model."""
     runtime = Runtime(config)
-    runtime.agree({**versions(), **{f"--{name}": value for name, value in vars(config).items()}})
+    runtime.agree({**versions(), **config.alike})
     folder = runtime.on_main(lambda: open_output_dir(config))
     stop.forget_stale_file()
     with runtime.together():  # what only one rank finds amiss ends all of them
@@ -243,6 +211,7 @@ def main(config: TrainConfig, stop: StopRequest) -> None:
     listings = runtime.on_main(lambda: list_data(config))  # the hub is asked once, whatever the number of processes
     with runtime.together():
         task = make_task(config, listings, tokenizer, plan, checkpoint.identity.get("lanes") if checkpoint else None)
+    config, lowered = config.once_an_epoch(task.updates_per_epoch)
     steps = Steps.of(config, task)
     runtime.agree({"data": task.identity, "checkpoint": str(checkpoint.progress) if checkpoint else None})
     identity = continued(config, checkpoint, task.identity, steps.total) if checkpoint else task.identity
@@ -254,8 +223,7 @@ def main(config: TrainConfig, stop: StopRequest) -> None:
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.torch_compile:
-        for layer in model.model.layers:
-            layer.compile()
+        compile_layers(model)
     prepared, prepared_optimizer = runtime.prepare(model, optimizer)
     weights = checkpoint.weights if checkpoint else StoredTensors(source, "model")
     state = checkpoint.optimizer_state if checkpoint else None
@@ -264,7 +232,7 @@ def main(config: TrainConfig, stop: StopRequest) -> None:
         runtime.print(f"continuing from {checkpoint.folder}, update {progress.step}")
     runs_on, rows = runtime.describe(prepared, parameters), plan.rows_per_update
     size = f"{steps.total} updates of {rows} {task.rows_are} ({'' if task.updates_per_epoch is None else 'at most '}"
-    for line in (*task.notes, f"{runs_on}; {size}{rows * config.length:,} tokens)"):
+    for line in (*task.notes, *lowered, f"{runs_on}; {size}{rows * config.length:,} tokens)"):
         runtime.print(line)
 
     bare = runtime.unwrap(prepared)

@@ -1,8 +1,8 @@
 """How blocks and examples become updates: the plan, micro-batches, prefetching.
 
 Promises: an update is the same set of blocks (or examples) however it is cut into ranks and micro-batches; every rank
-gets the same number of micro-batches; the update carries the data cursor that stands behind it. Fine-tuning examples
-are laid end to end without padding, and do not see each other.
+gets the same number of micro-batches; the update carries the data cursor that stands behind it. Documents that share a
+row can be kept apart; fine-tuning examples, laid end to end without padding or packed into blocks, always are.
 Costs: background threads (`--preprocessing_num_workers`) that work ahead by a few updates.
 """
 
@@ -11,17 +11,18 @@ from __future__ import annotations
 import math
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from miniqwen.attention import cumulative_lengths
 from miniqwen.config import UserError
 from miniqwen.documents import permutation
-from miniqwen.packing import Block, Cursor
+from miniqwen.packing import Block, Cursor, best_fit, deal
 from miniqwen.qa import Example
 
 IGNORED = -100  # target of positions that are not trained on, as everywhere in the field
@@ -33,16 +34,19 @@ class MicroBatch:
     """What the model sees at once.
 
     `input_ids`, `targets` [batch, length]: targets are shifted already (`targets[b, t]` follows `input_ids[b, t]`), and
-    `IGNORED` where there is none. `position_ids`, `documents` [batch, length] stand where several examples share a row.
+    `IGNORED` where there is none. Where documents are kept apart, `position_ids` [batch, length] count within each, and
+    `cu_seqlens` are their cumulative lengths over the rows laid end to end (see `attention.cumulative_lengths`).
+    `drop_ignored`: most positions have no target, so that it pays to leave them out of the loss.
     """
 
     input_ids: torch.Tensor
     targets: torch.Tensor
     position_ids: torch.Tensor | None = None
-    documents: torch.Tensor | None = None
+    cu_seqlens: torch.Tensor | None = None
+    drop_ignored: bool = False
 
     def __post_init__(self) -> None:
-        for other in (self.targets, self.position_ids, self.documents):
+        for other in (self.targets, self.position_ids):
             if other is not None and other.shape != self.input_ids.shape:
                 raise ValueError(f"shapes differ: {tuple(other.shape)} and {tuple(self.input_ids.shape)}")
 
@@ -52,8 +56,12 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """A copy on `device`."""
-        moved = (None if value is None else value.to(device, non_blocking=True) for value in vars(self).values())
-        return MicroBatch(*moved)  # type: ignore[arg-type]  # tensors stay tensors, in the fields' order
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)
@@ -97,46 +105,75 @@ class Plan:
         return range(self.rank * each, (self.rank + 1) * each)
 
 
-def block_batch(blocks: Sequence[np.ndarray], length: int) -> MicroBatch:
+def block_batch(blocks: Sequence[np.ndarray], length: int, end: int | None = None) -> MicroBatch:
     """Blocks as rows [blocks, length]; a shorter one is filled with tokens that are neither trained on nor counted.
 
     No blocks make one such row: a rank that has none left still takes part.
+    With `end`, the token that every document ends with and none contains, the documents of a block are kept apart: no
+    target crosses a boundary, and positions restart. A document that goes on from the block before is the first of this
+    one, and its positions restart too: rotary attention within a document knows distances only.
     """
     tokens = np.zeros((max(len(blocks), 1), length), dtype=np.int64)
     targets = np.full(tokens.shape, IGNORED, dtype=np.int64)
     for row, block in enumerate(blocks):
         tokens[row, : len(block)] = block
         targets[row, : len(block) - 1] = block[1:]
-    return MicroBatch(torch.from_numpy(tokens), torch.from_numpy(targets))
+    if end is None:
+        return MicroBatch(torch.from_numpy(tokens), torch.from_numpy(targets))
+    lengths = np.array([len(block) for block in blocks] or [0])
+    is_last = (tokens == end) & (np.arange(length) < lengths[:, None])
+    targets[is_last] = IGNORED
+    begins = np.ones_like(is_last)
+    begins[:, 1:] = is_last[:, :-1]
+    return _apart(tokens, targets, np.flatnonzero(begins), drop_ignored=False)
+
+
+def _apart(tokens: np.ndarray, targets: np.ndarray, starts: np.ndarray, drop_ignored: bool) -> MicroBatch:
+    """Rows [rows, length] whose documents begin at `starts`, counted over the rows laid end to end."""
+    lengths = np.diff(starts, append=tokens.size)
+    positions = (np.arange(tokens.size) - np.repeat(starts, lengths)).reshape(tokens.shape)
+    input_ids, shifted, position_ids = (torch.from_numpy(array) for array in (tokens, targets, positions))
+    return MicroBatch(input_ids, shifted, position_ids, cumulative_lengths(starts, tokens.size), drop_ignored)
 
 
 def example_batch(examples: Sequence[Example]) -> MicroBatch:
-    """Examples end to end in one row [1, total], masked from each other; no examples make a row without targets."""
-    if not examples:
-        empty = torch.zeros((1, 1), dtype=torch.int64)
-        return MicroBatch(empty, torch.full_like(empty, IGNORED), empty, empty)
-    targets, positions, documents = [], [], []
-    for number, example in enumerate(examples):
-        length = len(example.input_ids)
-        after = np.append(np.asarray(example.input_ids[1:], dtype=np.int64), IGNORED)
-        after[: max(example.prompt_length - 1, 0)] = (
-            IGNORED  # position t predicts t+1: the last prompt token is trained
-        )
-        targets.append(after)
-        positions.append(np.arange(length))
-        documents.append(np.full(length, number))
-    tokens = np.concatenate([np.asarray(example.input_ids, dtype=np.int64) for example in examples])
-    rows = [torch.from_numpy(np.concatenate(parts))[None] for parts in (targets, positions, documents)]
-    return MicroBatch(torch.from_numpy(tokens)[None], *rows)
+    """Examples end to end in one row [1, total], kept apart; no examples make a row without targets."""
+    return packed_batch([examples], max(1, sum(len(example.input_ids) for example in examples)))
+
+
+def packed_batch(rows: Sequence[Sequence[Example]], length: int) -> MicroBatch:
+    """Each row's examples end to end in `length` tokens, kept apart; the rest of a row is filled and not trained on.
+
+    Raises `ValueError` when a row's examples are longer than `length`.
+    """
+    tokens = np.zeros((len(rows), length), dtype=np.int64)
+    targets = np.full((len(rows), length), IGNORED, dtype=np.int64)
+    starts = []
+    for row, examples in enumerate(rows):
+        begin = 0
+        for example in examples:
+            ids = np.asarray(example.input_ids, dtype=np.int64)
+            after = begin + len(ids)
+            if after > length:
+                raise ValueError(f"examples of more than {length} tokens in a row of {length}")
+            tokens[row, begin:after] = ids
+            first = max(example.prompt_length, 1)  # position t predicts t + 1: the last prompt token is trained
+            targets[row, begin + first - 1 : after - 1] = ids[first:]
+            starts.append(row * length + begin)
+            begin = after
+        if begin < length:  # the filling is a document of its own
+            starts.append(row * length + begin)
+    return _apart(tokens, targets, np.array(starts), drop_ignored=True)
 
 
 def text_updates(
-    lanes: Mapping[int, Iterator[Block]], plan: Plan, num_lanes: int, workers: int = 1
+    lanes: Mapping[int, Iterator[Block]], plan: Plan, num_lanes: int, workers: int = 1, end: int | None = None
 ) -> Iterator[Update]:
     """Endless updates of this rank: the same number of blocks from each of its lanes, in lane order.
 
     Several `workers` (threads) make the blocks of several lanes at once: the hub, the tokenizer and parquet do not wait
     for each other. A lane is only ever in the hands of one of them, so its blocks are the same.
+    `end` keeps documents apart: see `block_batch`.
     """
     rounds = plan.rows_per_update // num_lanes
     order = sorted(lanes)
@@ -147,7 +184,7 @@ def text_updates(
             blocks = [of_lane[number] for number in range(rounds) for of_lane in made]
             length = len(blocks[0].tokens)
             micro_batches = [
-                block_batch([block.tokens for block in blocks[start : start + plan.micro_batch]], length)
+                block_batch([block.tokens for block in blocks[start : start + plan.micro_batch]], length, end)
                 for start in range(0, len(blocks), plan.micro_batch)
             ]
             last = [of_lane[-1].cursor for of_lane in made]
@@ -162,28 +199,63 @@ def lane_cursors(stored: Mapping[str, Any], names: Sequence[str], lanes: range) 
     return {lane: Cursor.from_json(stored[str(lane)]) for lane in lanes}
 
 
-def updates_per_epoch(num_examples: int, plan: Plan) -> int:
-    """Updates in one pass over the examples; the last one may be short."""
-    return math.ceil(num_examples / plan.rows_per_update)
+def updates_per_epoch(num_rows: int, plan: Plan) -> int:
+    """Updates in one pass over the examples (or blocks of them); the last one may be short."""
+    return math.ceil(num_rows / plan.rows_per_update)
 
 
-def example_updates(examples: Sequence[Example], plan: Plan, seed: int, cursor: Mapping[str, Any]) -> Iterator[Update]:
-    """Endless updates of this rank over the shuffled examples, from `cursor` on ({"epoch", "update"}, or nothing).
+def example_updates(
+    epoch_rows: Callable[[int], Sequence[Sequence[Example]]],
+    batch: Callable[[Sequence[Sequence[Example]]], MicroBatch],
+    plan: Plan,
+    cursor: Mapping[str, Any],
+) -> Iterator[Update]:
+    """Endless updates of this rank over the rows of each epoch, from `cursor` on ({"epoch", "update"}, or nothing).
 
-    An update's examples are dealt out in turn, so that a short last update leaves no rank without micro-batches.
+    `epoch_rows(epoch)`: that epoch's rows in their order; `batch(rows)`: some of them as a micro-batch.
+    An update's rows are dealt out in turn, so that a short last update leaves no rank without micro-batches.
     """
     epoch, update = cursor.get("epoch", 0), cursor.get("update", 0)
-    per_epoch = updates_per_epoch(len(examples), plan)
     while True:
-        order = permutation(len(examples), seed, epoch)
+        rows = epoch_rows(epoch)
+        per_epoch = updates_per_epoch(len(rows), plan)
         for number in range(update, per_epoch):
-            chosen = order[number * plan.rows_per_update : (number + 1) * plan.rows_per_update]
-            mine = [examples[index] for index in chosen[plan.rank :: plan.world_size]]
-            micro_batches = [example_batch(mine[k :: plan.accumulation]) for k in range(plan.accumulation)]
+            chosen = rows[number * plan.rows_per_update : (number + 1) * plan.rows_per_update]
+            mine = chosen[plan.rank :: plan.world_size]
+            micro_batches = [batch(mine[k :: plan.accumulation]) for k in range(plan.accumulation)]
             done = number + 1 == per_epoch
             after = {"epoch": epoch + 1, "update": 0} if done else {"epoch": epoch, "update": number + 1}
-            yield Update.of(micro_batches, after, epoch)
+            num_tokens = sum(len(example.input_ids) for row in mine for example in row)
+            yield replace(Update.of(micro_batches, after, epoch), num_tokens=num_tokens)
         epoch, update = epoch + 1, 0
+
+
+def single_rows(examples: Sequence[Example], seed: int) -> Callable[[int], list[list[Example]]]:
+    """Rows of one example each, shuffled by (seed, epoch)."""
+    return lambda epoch: [[examples[index]] for index in permutation(len(examples), seed, epoch)]
+
+
+def padding_free(rows: Sequence[Sequence[Example]]) -> MicroBatch:
+    """All examples of `rows` in one row, without padding."""
+    return example_batch([example for row in rows for example in row])
+
+
+def block_rows(examples: Sequence[Example], length: int, seed: int) -> Callable[[int], list[list[Example]]]:
+    """Best-fit blocks of `length` tokens; who shares a block, and their order, depend on (seed, epoch, data) alone."""
+    lengths = [len(example.input_ids) for example in examples]
+    shapes = best_fit(lengths, length)
+
+    def rows(epoch: int) -> list[list[Example]]:
+        blocks = deal(shapes, lengths, permutation(len(examples), seed, epoch))
+        order = permutation(len(blocks), seed, epoch, 1)  # best fit puts the longest first
+        return [[examples[index] for index in blocks[number]] for number in order]
+
+    return rows
+
+
+def packed(rows: Sequence[Sequence[Example]], length: int, size: int) -> MicroBatch:
+    """`rows` as blocks [size, length]: empty ones fill the batch, so that its shape never changes."""
+    return packed_batch([*rows, *([()] * (size - len(rows)))], length)
 
 
 class Prefetched(Iterator[Item]):

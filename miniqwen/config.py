@@ -11,6 +11,7 @@ import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from miniqwen.flags import Flags, UserError, dump, flag, parse, user_errors_exit_2
 
@@ -157,6 +158,15 @@ class TrainConfig(DataFlags):
     max_seq_length: int | None = flag(
         None, "longest example in fine-tuning (default 512); caps --block_size in pretraining", group="data"
     )
+    document_masking: bool | None = flag(
+        None, "documents that share a block do not see each other, and positions restart (default: pretraining False; "
+        "fine-tuning always)", group="data")  # fmt: skip
+    packing: bool = flag(
+        False, "fine-tuning: fill blocks of --max_seq_length with whole examples by best fit; the batch then counts "
+        "blocks", group="data")  # fmt: skip
+    truncation: str = flag(
+        "drop", "fine-tuning examples longer than --max_seq_length: drop leaves them out, left cuts the beginning of "
+        "their prompts, error lists them", group="data", choices=("drop", "left", "error"))  # fmt: skip
 
     do_qa_format: bool = flag(
         True, "ask with the prompt template and train on the answer only; False: plain text", group="prompt"
@@ -237,6 +247,11 @@ class TrainConfig(DataFlags):
     run_name: str | None = flag(None, "name of the run in W&B (default: the output folder)", group="output")
 
     @property
+    def alike(self) -> dict[str, object]:
+        """What every process has to be given alike: {"--FLAG": value}."""
+        return {f"--{name}": value for name, value in vars(self).items() if name != "local_rank"}
+
+    @property
     def trains(self) -> bool:
         return self.do_train if self.do_train is not None else not self.do_eval
 
@@ -248,6 +263,11 @@ class TrainConfig(DataFlags):
         if self.dataset_name in QA_DATASETS or self.question_column:
             return "finetune"
         return "pretrain"
+
+    @property
+    def masks_documents(self) -> bool:
+        """Examples never see each other; documents of a pretraining block only if `--document_masking` is on."""
+        return self.resolved_task == "finetune" or bool(self.document_masking)
 
     @property
     def length(self) -> int:
@@ -280,6 +300,23 @@ class TrainConfig(DataFlags):
     def best_metric(self) -> str:
         """`eval_loss` or `eval_accuracy`; as in transformers, --metric_for_best_model may leave the `eval_` out."""
         return f"eval_{self.metric_for_best_model.removeprefix('eval_')}"
+
+    def once_an_epoch(self, updates: int | None) -> tuple[TrainConfig, list[str]]:
+        """With `--packing` an epoch has few `updates`: steps between evaluations and saves fit in one; and what to say.
+
+        Flags that were meant for epochs of single examples would come too rarely, or never.
+        """
+        if not self.packing or updates is None:
+            return self, []
+        asked = {"save_steps": self.save_steps}
+        if self.eval_strategy == "steps":
+            asked["eval_steps"] = self.eval_steps or self.logging_steps
+        lower: dict[str, Any] = {name: updates for name, steps in asked.items() if steps > updates}
+        notes = [
+            f"--{name} {asked[name]} is lowered to {updates}: with --packing an epoch has {updates} updates"
+            for name in lower
+        ]
+        return dataclasses.replace(self, **lower), notes
 
     @property
     def larger_is_better(self) -> bool:
@@ -334,6 +371,7 @@ class TrainConfig(DataFlags):
                     found.append(f"--{name} has no use in pretraining")
         elif not self.do_qa_format and (self.prompt_template or self.choices_template):
             found.append("--prompt_template and --choices_template have no use with --do_qa_format False")
+        found += self._example_problems()
         for name in ("block_size", "max_seq_length", "per_device_train_batch_size", "per_device_eval_batch_size",
                      "gradient_accumulation_steps", "validation_blocks", "max_eval_samples", "data_lanes",
                      "logging_steps", "save_steps", "eval_steps", "save_total_limit",
@@ -351,6 +389,24 @@ class TrainConfig(DataFlags):
                 f"--token_cache {self.token_cache}: no such folder (make one with "
                 "`python prepare_datasets.py --tokenize DIR --model_path M`)"
             )
+        return found
+
+    def _example_problems(self) -> list[str]:
+        """What is wrong with how examples are laid out."""
+        found = []
+        if self.resolved_task == "pretrain":
+            if self.packing:
+                found.append("--packing is for fine-tuning: pretraining text always fills its blocks")
+            if self.truncation != "drop":
+                found.append(f"--truncation {self.truncation} has no use in pretraining: no text is cut there")
+            return found
+        if self.document_masking is False:
+            found.append(
+                "--document_masking False: examples that share a row would see each other, and the loss would depend "
+                "on the micro-batch; fine-tuning always keeps them apart"
+            )
+        if self.truncation == "left" and not self.do_qa_format:
+            found.append("--truncation left cuts prompts, and with --do_qa_format False there are none")
         return found
 
     def _step_problems(self) -> list[str]:

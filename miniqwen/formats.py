@@ -7,6 +7,7 @@ a broken row is named. Costs: one pass.
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import itertools
@@ -25,6 +26,7 @@ FORMATS = (
 )  # fmt: skip
 SLICED = (".jsonl", ".txt")  # can be entered in the middle
 BATCH_ROWS = 256
+HEADER_BYTES = 1 << 20  # of a CSV file, at most
 LARGEST_ARRAY = 1 << 30  # bytes of a JSON array, which the parser wants whole
 
 Batch = dict[str, list[Any]]
@@ -67,13 +69,15 @@ def file_batches(
 
 def csv_batches(opened: BinaryIO, columns: Sequence[str], what: str) -> Iterator[Batch]:
     """The rows of a CSV file with a header; texts stay texts: answers "1", "2" must not become numbers."""
-    data = io.BufferedReader(opened)  # type: ignore[type-var]  # only to look ahead
-    if not data.peek(1):
-        check_columns([], columns, what)
-    types = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in columns})
+    data = io.BufferedReader(opened, HEADER_BYTES)  # type: ignore[type-var]  # only to look ahead
+    head = data.peek(HEADER_BYTES).decode("utf-8-sig", "replace")
+    check_columns(next(csv.reader(io.StringIO(head, newline="")), []), columns, what)
+    # the other columns are not looked at: their types may change from one block to the next
+    types = pyarrow.csv.ConvertOptions(
+        include_columns=list(columns), column_types={name: pa.string() for name in columns}
+    )  # fmt: skip
     parsing = pyarrow.csv.ParseOptions(newlines_in_values=True)
     reader = pyarrow.csv.open_csv(pa.PythonFile(data, mode="r"), convert_options=types, parse_options=parsing)
-    check_columns(reader.schema.names, columns, what)
     for batch in reader:
         yield {name: batch[name].to_pylist() for name in columns}
 

@@ -32,7 +32,7 @@ def cross_entropy_sum(
         wanted = classes != IGNORED
         rows, classes = rows[wanted], classes[wanted]
     at_once = rows_at_once(len(weight))
-    if _computes_in(weight) == torch.float32:
+    if computes_in(weight) == torch.float32:
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=at_once)
         return linear_cross_entropy(rows, weight, classes, reduction="sum", ignore_index=IGNORED, options=options)
     total = rows.sum(dtype=torch.float32) * 0  # keeps the graph when there is nothing to train on
@@ -52,7 +52,7 @@ def rows_at_once(vocabulary: int) -> int:
     return max(256, min(1024, 2**25 // vocabulary))
 
 
-def _computes_in(weight: torch.Tensor) -> torch.dtype:
+def computes_in(weight: torch.Tensor) -> torch.dtype:
     """The precision that a matrix product with `weight` has here, autocast considered."""
     device = weight.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):

@@ -20,8 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedModel, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from miniqwen.attention import ATTENTION, lay_out
 from miniqwen.config import UserError
-from miniqwen.loss import cross_entropy_sum, log_likelihoods
+from miniqwen.loss import computes_in, cross_entropy_sum, log_likelihoods
 
 
 class MiniQwenConfig(Qwen3Config):
@@ -31,6 +32,10 @@ class MiniQwenConfig(Qwen3Config):
 class TargetLoss:
     """A causal language model whose forward pass, given targets, returns their summed cross-entropy."""
 
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)  # type: ignore[call-arg]
+        self.set_attn_implementation(ATTENTION)  # type: ignore[attr-defined]
+
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -38,41 +43,44 @@ class TargetLoss:
         position_ids: torch.Tensor | None = None,
         *,
         targets: torch.Tensor | None = None,
-        documents: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+        drop_ignored: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
         per_row: bool = False,
         **kwargs: Any,
     ) -> Any:
         """The sum of cross-entropies over `targets` [batch, length] that are not -100, as an fp32 scalar.
 
-        `targets[b, t]` is the token after `input_ids[b, t]`. `documents` [batch, length] numbers the documents that
-        share a row: a token sees earlier tokens of its own document only (None: all earlier tokens of the row).
+        `targets[b, t]` is the token after `input_ids[b, t]`. `cu_seqlens` [documents + 1] int32 are the cumulative
+        lengths of the documents in the rows laid end to end: a token sees earlier tokens of its own document only
+        (None: all earlier tokens of the row). `drop_ignored`: see `cross_entropy_sum`.
         `per_row` gives the sums of log-probabilities of each row instead, [batch] in float64: the output matrix is used
         here, in the outermost forward pass, because sharded models are whole nowhere else.
         Without `targets` this is the library's forward pass; `generate` reads its arguments' names off this signature.
         Raises `ValueError` for arguments that have no meaning with `targets`.
         """
         if targets is None:
-            if documents is not None:
-                raise ValueError("documents have a meaning only with targets")
+            if cu_seqlens is not None:
+                raise ValueError("cu_seqlens have a meaning only with targets")
             return super().forward(  # type: ignore[misc]
                 input_ids, attention_mask, position_ids, logits_to_keep=logits_to_keep, **kwargs
             )
         unused = [name for name, value in {"attention_mask": attention_mask, **kwargs}.items() if value is not None]
         if unused:
             raise ValueError(
-                f"with targets, {', '.join(unused)} would be ignored: give input_ids, position_ids, documents"
+                f"with targets, {', '.join(unused)} would be ignored: give input_ids, position_ids, cu_seqlens"
             )
-        mask = None if documents is None else document_mask(documents)
-        # from this form the library builds no mask of its own, and without one it takes the fast causal path
-        output = self.model(  # type: ignore[attr-defined]
-            input_ids=input_ids, position_ids=position_ids, attention_mask={"full_attention": mask}, use_cache=False
-        )
         weight = self.lm_head.weight  # type: ignore[attr-defined]
+        rows, length = targets.shape
+        documents = None if cu_seqlens is None else lay_out(cu_seqlens, rows, length, computes_in(weight))
+        # in this form the library builds no mask of its own and hands ours to the layers as it is
+        output = self.model(  # type: ignore[attr-defined]
+            input_ids=input_ids, position_ids=position_ids, attention_mask={"full_attention": documents},
+            use_cache=False,
+        )  # fmt: skip
         if per_row:
             return log_likelihoods(output.last_hidden_state, weight, targets)
-        # text has a target nearly everywhere; of questions, which come as documents, nearly all tokens are prompt
-        return cross_entropy_sum(output.last_hidden_state, weight, targets, drop_ignored=documents is not None)
+        return cross_entropy_sum(output.last_hidden_state, weight, targets, drop_ignored=drop_ignored)
 
 
 class MiniQwenForCausalLM(TargetLoss, Qwen3ForCausalLM):
@@ -89,13 +97,6 @@ MODELS: dict[str, type[MiniQwenForCausalLM] | type[MiniQwen2ForCausalLM]] = {
     "qwen3": MiniQwenForCausalLM,
     "qwen2": MiniQwen2ForCausalLM,
 }
-
-
-def document_mask(documents: torch.Tensor) -> torch.Tensor:
-    """[batch, 1, length, length]: True where a token (row) may see another (column)."""
-    length = documents.shape[1]
-    earlier = torch.ones((length, length), dtype=torch.bool, device=documents.device).tril()
-    return ((documents[:, :, None] == documents[:, None, :]) & earlier)[:, None]
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,17 @@ def new_model(config: MiniQwenConfig, seed: int) -> MiniQwenForCausalLM:
     end = config.eos_token_id
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end)  # ended texts of a batch are padded
     return model
+
+
+def compile_layers(model: PreTrainedModel, **options: Any) -> None:
+    """Have each layer compiled when it is first used, with `torch.compile`'s options; parameters keep their names.
+
+    Layers that are recomputed in the backward pass are compiled in two parts, attention and MLP: the compiler takes a
+    recomputed region whole or not at all, and grouped document attention in it is not for compiling.
+    """
+    for layer in model.model.layers:
+        for part in (layer.self_attn, layer.mlp) if model.is_gradient_checkpointing else (layer,):
+            part.compile(**options)
 
 
 def count_parameters(model: torch.nn.Module) -> int:
@@ -186,7 +198,7 @@ def check_weights(names: Iterable[str], where: str) -> None:
 
 
 def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> MiniQwenForCausalLM | MiniQwen2ForCausalLM:
-    """The model in a folder, with sdpa attention, its weights in `dtype`.
+    """The model in a folder, with attention within documents, its weights in `dtype`.
 
     Raises `UserError` for other architectures, for code and pickles in the folder, for missing or broken weights.
     """
@@ -199,7 +211,7 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> MiniQw
     check_weights((file.name for file in path.iterdir()), str(path))
     try:
         model, report = MODELS[described["model_type"]].from_pretrained(
-            path, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True,
+            path, dtype=dtype, attn_implementation=ATTENTION, trust_remote_code=False, use_safetensors=True,
             local_files_only=True, output_loading_info=True,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""How documents fill blocks: concatenate, then split (no padding, no dropped text).
+"""How documents fill blocks: text is concatenated, then split (no padding, no dropped text); examples are fitted whole.
 
 Promises: the blocks of a lane, laid end to end, are its documents laid end to end. Every block carries the cursor that
 says where the next one begins, so prefetching cannot falsify a checkpoint and no buffer is saved; and a digest of all
@@ -9,8 +9,9 @@ Costs: numpy copies, a hash; a document is tokenised again when a run resumes in
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,8 @@ class Cursor:
         return max(position.epoch for position in self.positions.values())
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        # not dataclasses.asdict, which copies deeply: a twelfth of the whole data path's time
+        return {**vars(self), "positions": {name: {**vars(position)} for name, position in self.positions.items()}}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Cursor:
@@ -131,3 +133,42 @@ def chained(digest: str, tokens: np.ndarray) -> str:
 def split(tokens: np.ndarray, length: int) -> list[np.ndarray]:
     """`tokens` cut into pieces of `length`; the last one may be shorter (validation counts every token once)."""
     return [tokens[start : start + length] for start in range(0, len(tokens), length)]
+
+
+def best_fit(lengths: Iterable[int], capacity: int) -> list[list[int]]:
+    """Which of the `lengths` share a block of at most `capacity` tokens: each block's, the longest first.
+
+    A block takes the longest that is left, then those that leave least room: a subset sum that tries the most frequent
+    lengths first and stops at a full block. Best-fit decreasing, which looks one example ahead, left 2.5 % of the
+    blocks empty where this leaves 0.1 % (LOG.md). Costs half a second for 20,000 examples. Raises `ValueError` for a
+    length that no block holds.
+    """
+    left = Counter(lengths)
+    if left and max(left) > capacity:
+        raise ValueError(f"an example of {max(left)} tokens does not fit a block of {capacity}")
+    blocks = []
+    while left:
+        longest = max(left)
+        blocks.append([longest, *_fullest(left - Counter([longest]), capacity - longest)])
+        left -= Counter(blocks[-1])
+    return blocks
+
+
+def _fullest(left: Counter[int], room: int) -> tuple[int, ...]:
+    """Some of `left` ({length: how many}) whose sum comes nearest to `room` from below."""
+    reached: dict[int, tuple[int, ...]] = {0: ()}
+    for length in sorted(left, key=lambda length: (-left[length], length)):
+        if room in reached:
+            break
+        for total, chosen in list(reached.items()):
+            for more in range(1, min(left[length], (room - total) // length) + 1):
+                reached.setdefault(total + more * length, chosen + more * (length,))
+    return reached[max(reached)]
+
+
+def deal(blocks: Sequence[Sequence[int]], lengths: Sequence[int], order: Iterable[int]) -> list[list[int]]:
+    """Indices into `lengths` for the places of `blocks` (from `best_fit`): those of one length come in `order`."""
+    waiting: dict[int, deque[int]] = defaultdict(deque)
+    for index in order:
+        waiting[lengths[index]].append(int(index))
+    return [[waiting[length].popleft() for length in block] for block in blocks]

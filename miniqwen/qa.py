@@ -33,6 +33,7 @@ PROMPT_FIELDS = ("question", "choices", "support")
 CHOICE_FIELDS = ("label", "text")
 EVALUATION_SEED = 0  # of the order in which evaluation presents choices, so that every evaluation asks the same
 HELD_OUT_SHARE, HELD_OUT_MAXIMUM = 0.05, 500
+LISTED = 20  # examples that a message names one by one
 
 
 def shuffle_choices(question: Question, seed: int) -> Question:
@@ -212,6 +213,38 @@ class Example:
             raise ValueError(f"the completion alone is longer than {length} tokens")
         cut = max(0, len(self.input_ids) - length)
         return Example(self.input_ids[cut:], self.prompt_length - cut)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The examples of one split that are used, and how many were longer: cut, or left out."""
+
+    examples: list[Example]
+    cut: int = 0
+    left_out: int = 0
+
+
+def fit_examples(examples: Sequence[Example], names: Sequence[str], length: int, truncation: str, where: str) -> Fitted:
+    """What `--truncation` makes of examples longer than `length`; `names` are for messages.
+
+    drop: they are left out. left: their prompt loses its beginning; where the completion alone is too long, they are
+    left out. error: raises `UserError` that lists them.
+    """
+    too_long = [number for number, example in enumerate(examples) if len(example.input_ids) > length]
+    if truncation == "error" and too_long:
+        said = [f"{where}: {names[number]} has {len(examples[number].input_ids)} tokens" for number in too_long]
+        more = [f"{where}: and {len(said) - LISTED} more"] if len(said) > LISTED else []
+        count = f"{where}: {len(said)} of {len(examples)} examples are longer than --max_seq_length {length}"
+        raise UserError(f"{count}: raise it, or choose --truncation drop or left", *said[:LISTED], *more)
+    kept: list[Example] = []
+    cut = 0
+    for example in examples:
+        if len(example.input_ids) <= length:
+            kept.append(example)
+        elif truncation == "left" and len(example.input_ids) - example.prompt_length <= length:
+            kept.append(example.truncated(length))
+            cut += 1
+    return Fitted(kept, cut, len(examples) - len(kept))
 
 
 def encode_example(

@@ -22,10 +22,11 @@ from accelerate.utils import set_seed
 from torch.distributed.tensor import DTensor
 from transformers.utils import logging as transformers_logging
 
-from miniqwen.backends import ZERO, asked_backend, check_engine, make_accelerator
+from miniqwen.backends import asked_backend, make_accelerator
 from miniqwen.config import TrainConfig, UserError
 from miniqwen.peers import Peers, differing
 from miniqwen.shards import Tensors, inner, is_engine, local_parameters, restore_masters, restore_optimizer
+from miniqwen.zero import check_engine
 
 Result = TypeVar("Result")
 
@@ -69,8 +70,8 @@ class Runtime:
     def prepare(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[torch.nn.Module, Any]:
         """Move the model to the device and wrap both for the backend."""
         prepared, prepared_optimizer = self._accelerator.prepare(model, optimizer)
-        if self.backend.kind == ZERO:
-            check_engine(prepared, self.backend)
+        if self.backend.zero is not None:
+            check_engine(prepared, self.backend.zero)
         return prepared, prepared_optimizer
 
     def restore(
@@ -83,7 +84,7 @@ class Runtime:
             scaler = self._scaler(model)
             if scaler is not None and loss_scale is not None:
                 set_scale(scaler, loss_scale)
-        elif self.backend.kind == ZERO and self.precision != "fp32":
+        elif self.backend.zero is not None and self.precision != "fp32":
             restore_masters(model, weights)
 
     def loss_scale(self, model: torch.nn.Module) -> dict[str, float] | None:

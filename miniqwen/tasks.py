@@ -8,6 +8,7 @@ once.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,17 +24,30 @@ from miniqwen.batches import (
     Prefetched,
     Update,
     block_batch,
+    block_rows,
     example_batch,
     example_updates,
     lane_cursors,
+    packed,
+    padding_free,
     prefetched,
+    single_rows,
     text_updates,
     updates_per_epoch,
 )
 from miniqwen.config import TrainConfig, UserError
 from miniqwen.documents import HeldOut, LaneOrder, hold_out
 from miniqwen.packing import Block, Cursor, encoded_documents, pack, split
-from miniqwen.qa import Example, Template, plain_example, shuffle_choices, training_example, training_questions
+from miniqwen.qa import (
+    Example,
+    Fitted,
+    Template,
+    fit_examples,
+    plain_example,
+    shuffle_choices,
+    training_example,
+    training_questions,
+)
 from miniqwen.questions import Question
 from miniqwen.sources import Repository, data_names, locate, text_column
 from miniqwen.token_cache import open_token_cache
@@ -47,7 +61,8 @@ class Task:
 
     `updates(cursor)`: endless updates of this rank from a stored cursor on; `validation`: this rank's micro-batches;
     `questions`: all of them, for accuracy; `identity`: what the data order depends on; `notes`: for the user.
-    `tokenizer` is the one that made the tokens; `held_out`: where validation text comes from, for the record.
+    `tokenizer` is the one that made the tokens; `held_out`: where validation text comes from, for the record;
+    `rows_are`: what the batch counts.
     """
 
     updates: Callable[[Mapping[str, Any]], Prefetched[Update]]
@@ -59,10 +74,7 @@ class Task:
     questions: Sequence[Question] = ()
     template: Template | None = None
     held_out: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def rows_are(self) -> str:
-        return "examples" if self.updates_per_epoch else "blocks"
+    rows_are: str = "blocks"
 
 
 def list_data(config: TrainConfig) -> dict[str, Any]:
@@ -104,9 +116,12 @@ def _text_task(
     lanes: int | None,
 ) -> Task:
     shares = config.shares or {name: 1 / len(repositories) for name in repositories}
+    if lanes and config.data_lanes not in (None, lanes):
+        raise UserError(f"--data_lanes {config.data_lanes}: the run began with {lanes}, a part of its data order")
     lanes = lanes or config.data_lanes or plan.rows_per_update
     own_lanes = plan.lanes_of_rank(lanes)
     encode = document_encoder(tokenizer)
+    end = tokenizer.eos_token_id if config.masks_documents else None
     texts: dict[str, TrainingText] = {}
     blocks: list[np.ndarray] = []
     notes: list[str] = []
@@ -121,7 +136,7 @@ def _text_task(
     def updates(cursor: Mapping[str, Any]) -> Prefetched[Update]:
         starts = lane_cursors(cursor, list(texts), own_lanes)
         own = {lane: lane_blocks(texts, shares, lane, starts[lane], config.length) for lane in own_lanes}
-        made = text_updates(own, plan, lanes, max(config.preprocessing_num_workers, 1))
+        made = text_updates(own, plan, lanes, max(config.preprocessing_num_workers, 1), end)
         return prefetched(made, ahead=2 if config.preprocessing_num_workers else 0)
 
     if config.max_eval_samples:
@@ -130,10 +145,10 @@ def _text_task(
         "sources": {name: text.identity for name, text in texts.items()},
         "held_out_rows": {name: text.order.held_out.count for name, text in texts.items()},
         "shares": shares, "lanes": lanes, "blocks_per_update": plan.rows_per_update, "block_size": config.length,
-        "seed": config.seed,
+        "seed": config.seed, "document_masking": config.masks_documents,
     }  # fmt: skip
     validation = _shared_out(
-        blocks, plan, config.per_device_eval_batch_size, lambda rows: block_batch(rows, config.length)
+        blocks, plan, config.per_device_eval_batch_size, lambda rows: block_batch(rows, config.length, end)
     )
     held_out = {name: text.validation_record() for name, text in texts.items()}
     return Task(updates, validation, _plain(identity), notes, tokenizer, held_out=held_out)
@@ -217,36 +232,62 @@ def _question_task(config: TrainConfig, repository: Repository, tokenizer: PreTr
             return [training_example(tokenizer, template, question) for question in questions]
         return [plain_example(tokenizer, question) for question in questions]
 
-    examples, too_long = _fitting(encode(train), config.length)
-    held, _ = _fitting(encode(validation), config.length)
+    def fitted(questions: Sequence[Question], split: str) -> Fitted:
+        ids = [f"question {question.id}" for question in questions]
+        return fit_examples(encode(questions), ids, config.length, config.truncation, f"{name}, {split}")
+
+    fits, held = fitted(train, "training"), fitted(validation, "validation")
+    examples = fits.examples
     if not examples:
         raise UserError(f"{name}: no training example fits --max_seq_length {config.length}")
-    notes = [f"{name}: {len(examples)} examples to train on, {len(held)} to validate on"]
+    notes = [f"{name}: {len(examples)} examples to train on, {len(held.examples)} to validate on"]
     notes += [repository.note] if repository.note else []
-    notes += (
-        [f"{name}: {too_long} examples longer than --max_seq_length {config.length} are left out"] if too_long else []
-    )
+    notes += [
+        line for split, part in (("training", fits), ("validation", held)) for line in _too_long(part, split, config)
+    ]
+    batch: Callable[[Sequence[Sequence[Example]]], MicroBatch]
+    if config.packing:
+        epoch_rows = block_rows(examples, config.length, config.seed)
+        batch = functools.partial(packed, length=config.length, size=config.per_device_train_batch_size)
+    else:
+        epoch_rows, batch = single_rows(examples, config.seed), padding_free
+    per_epoch = updates_per_epoch(len(epoch_rows(0)), plan)
+    if config.packing:
+        blocks, tokens = len(epoch_rows(0)), sum(len(example.input_ids) for example in examples)
+        notes.append(
+            f"{name}: packed into {blocks} blocks of {config.length} tokens, {tokens / blocks / config.length:.1%} "
+            f"full; the batch counts blocks, and an epoch has {per_epoch} updates"
+        )
     identity = {
         "source": repository.source(config.train_split, ()).identity(), "examples": len(examples),
-        "examples_per_update": plan.rows_per_update, "max_seq_length": config.length, "seed": config.seed,
+        "examples_cut": fits.cut, "examples_left_out": fits.left_out, "truncation": config.truncation,
+        "validation_examples_cut": held.cut, "validation_examples_left_out": held.left_out,
+        "packing": config.packing, f"{'blocks' if config.packing else 'examples'}_per_update": plan.rows_per_update,
+        "max_seq_length": config.length, "seed": config.seed,
         "template": vars(template) if config.do_qa_format else None,
     }  # fmt: skip
     return Task(
-        updates=lambda cursor: prefetched(example_updates(examples, plan, config.seed, cursor)),
-        validation=_shared_out(held, plan, config.per_device_eval_batch_size, example_batch),
+        updates=lambda cursor: prefetched(example_updates(epoch_rows, batch, plan, cursor)),
+        validation=_shared_out(held.examples, plan, config.per_device_eval_batch_size, example_batch),
         identity=_plain(identity),
         notes=notes,
         tokenizer=tokenizer,
-        updates_per_epoch=updates_per_epoch(len(examples), plan),
+        updates_per_epoch=per_epoch,
         questions=[question for question in validation if question.choices] if config.do_qa_format else (),
         template=template if config.do_qa_format else None,
+        rows_are="blocks" if config.packing else "examples",
     )
 
 
-def _fitting(examples: Sequence[Example], length: int) -> tuple[list[Example], int]:
-    """The examples of at most `length` tokens, and how many are longer."""
-    fitting = [example for example in examples if len(example.input_ids) <= length]
-    return fitting, len(examples) - len(fitting)
+def _too_long(fits: Fitted, split: str, config: TrainConfig) -> list[str]:
+    """What became of examples that are too long, for the user."""
+    counts = {"lost the beginning of their prompts": fits.cut, "are left out": fits.left_out}
+    return [
+        f"{config.dataset_name}: {count} {split} examples longer than --max_seq_length {config.length} {what} "
+        f"(--truncation {config.truncation})"
+        for what, count in counts.items()
+        if count
+    ]
 
 
 def _shared_out(

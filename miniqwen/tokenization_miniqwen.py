@@ -78,7 +78,11 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
 def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Each text's tokens with the end token behind them; special-token strings in the text are ordinary text."""
-    return [[*ids, tokenizer.eos_token_id] for ids in _encode(tokenizer, texts)]
+    end = tokenizer.eos_token_id  # once: the library looks it up
+    encoded = _encode(tokenizer, texts)
+    for ids in encoded:  # in place: copying long lists costs a hundredth of the tokenizer's own time
+        ids.append(end)
+    return encoded
 
 
 def document_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[str]], list[list[int]]]:

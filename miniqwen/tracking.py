@@ -99,6 +99,11 @@ class Tracker:
         if self._is_main:
             self._bar.update()
 
+    def say(self, line: str) -> None:
+        """A line on stdout that does not tear the progress bar."""
+        if self._is_main:
+            tqdm.write(line)
+
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of the updates since the last line."""
         self._ship(step, metrics, {name: f"train/{name}" for name in metrics})

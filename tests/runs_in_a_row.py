@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 import train_loop
 from miniqwen.config import TrainConfig, parse
+from miniqwen.preemption import StopRequest
 from miniqwen.runtime import Runtime
 
 
@@ -30,7 +31,8 @@ def main(runs: list[list[str]]) -> None:
         os.environ.update(launched)
         for state in (AcceleratorState, GradientState, PartialState):
             state._shared_state.clear()
-        train_loop.main(parse(TrainConfig, flags, program="train_loop.py", description=""))
+        config = parse(TrainConfig, flags, program="train_loop.py", description="")
+        train_loop.main(config, StopRequest(config))
 
 
 if __name__ == "__main__":

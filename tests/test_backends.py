@@ -290,3 +290,13 @@ def test_the_whole_matrix(model: Path, tmp_path: Path) -> None:
     assert all(difference(bench.resumed(place, place), bench.output(place, CONTINUED)) == 0 for place in WHOLE), (
         "not bit for bit"
     )
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("place", FAST, ids=str)
+def test_compiled_layers_make_the_same_updates(model: Path, tmp_path: Path, place: Place) -> None:
+    bench = Bench(tmp_path, model)
+    bench.launch(SINGLE_PROCESS, bench.whole_batches([place.world]))
+    bench.launch(place, [bench.run(place, CONTINUED, tmp_path / "compiled", 5, "--torch_compile")], limit=1200)
+    assert_close(place, compared(bench, place, tmp_path / "compiled", place.world, 1, 5), 5e-6)

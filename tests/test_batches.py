@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from miniqwen.batches import (
     IGNORED,
     MicroBatch,
     Plan,
     block_batch,
+    block_rows,
     example_batch,
     example_updates,
+    packed,
+    packed_batch,
+    padding_free,
     prefetched,
+    single_rows,
     text_updates,
     updates_per_epoch,
 )
 from miniqwen.config import UserError
-from miniqwen.packing import Block, Cursor
+from miniqwen.packing import Block, Cursor, split
 from miniqwen.qa import Example
 
 
@@ -73,8 +81,7 @@ def test_examples_lie_end_to_end_and_train_only_their_completions() -> None:
     assert batch.targets.tolist() == [[IGNORED, 3, 4, IGNORED, 6, IGNORED]]
     assert batch.position_ids is not None
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1]]
-    assert batch.documents is not None
-    assert batch.documents.tolist() == [[0, 0, 0, 0, 1, 1]]
+    assert documents_of(batch) == [[1, 2, 3, 4], [5, 6]]
 
 
 def test_plain_text_trains_on_every_token_but_the_first() -> None:
@@ -86,11 +93,59 @@ def test_a_row_of_another_shape_is_refused() -> None:
         MicroBatch(torch.zeros(1, 3), torch.zeros(1, 2))
 
 
+def documents_of(batch: MicroBatch) -> list[list[int]]:
+    """The tokens of each document of a micro-batch."""
+    assert batch.cu_seqlens is not None
+    ends = batch.cu_seqlens.unique().tolist()
+    return [batch.input_ids.flatten()[start:end].tolist() for start, end in itertools.pairwise(ends)]
+
+
+def test_documents_of_blocks_are_kept_apart_at_their_end_tokens() -> None:
+    end = 9
+    batch = block_batch([np.array([1, 2, 9, 3, 9, 4]), np.array([9, 5, 6, 9])], length=6, end=end)
+    assert documents_of(batch) == [[1, 2, 9], [3, 9], [4], [9], [5, 6, 9], [0, 0]]
+    assert batch.targets.tolist() == [[2, 9, IGNORED, 9, IGNORED, IGNORED], [IGNORED, 6, 9, IGNORED, IGNORED, IGNORED]]
+    assert batch.position_ids is not None
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 0, 1]]
+    assert batch.num_targets == 5
+    filled = block_batch([np.array([1, 0, 2])], length=5, end=0)  # the filling is no end, though it looks like one
+    assert documents_of(filled) == [[1, 0], [2, 0, 0]]
+    assert block_batch([], length=3, end=0).num_targets == 0  # of a rank that has no blocks left
+    assert documents_of(block_batch([], length=3, end=0)) == [[0, 0, 0]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(documents=st.lists(st.lists(st.integers(1, 50), max_size=9), min_size=1, max_size=20), length=st.integers(2, 12))
+def test_no_target_crosses_a_boundary_and_within_documents_none_is_lost(
+    documents: list[list[int]], length: int
+) -> None:
+    tokens = np.array([token for document in documents for token in [*document, 0]])
+    batch = block_batch(split(tokens, length), length, end=0)
+    wanted = [IGNORED] * len(tokens)
+    for number in range(len(tokens) - 1):
+        if tokens[number] != 0 and (number + 1) % length:  # an end has no next token, nor has the end of a block
+            wanted[number] = int(tokens[number + 1])
+    assert batch.targets.flatten()[: len(tokens)].tolist() == wanted
+    assert set(batch.targets.flatten()[len(tokens) :].tolist()) <= {IGNORED}
+
+
+def test_packed_rows_hold_whole_examples_and_their_filling_is_not_trained_on() -> None:
+    rows = [[Example((1, 2, 3), 1), Example((4, 5), 0)], [], [Example((6, 7, 8, 9, 10, 11), 5)]]
+    batch = packed_batch(rows, length=6)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 0], [0] * 6, [6, 7, 8, 9, 10, 11]]
+    assert batch.targets.tolist() == [
+        [2, 3, IGNORED, 5, IGNORED, IGNORED], [IGNORED] * 6, [IGNORED] * 4 + [11, IGNORED]
+    ]  # fmt: skip
+    assert documents_of(batch) == [[1, 2, 3], [4, 5], [0], [0] * 6, [6, 7, 8, 9, 10, 11]]
+    with pytest.raises(ValueError, match="more than 5 tokens"):
+        packed_batch(rows, length=5)
+
+
 EXAMPLES = [Example((number, 99), prompt_length=1) for number in range(22)]
 
 
 def seen(plan: Plan, cursor: dict[str, int], updates: int) -> list[list[int]]:
-    made = itertools.islice(example_updates(EXAMPLES, plan, 3, cursor), updates)
+    made = itertools.islice(example_updates(single_rows(EXAMPLES, 3), padding_free, plan, cursor), updates)
     return [
         sorted(
             int(token)
@@ -123,16 +178,64 @@ def test_updates_of_examples_do_not_depend_on_ranks_or_accumulation_and_every_ra
         counts = {
             len(update.micro_batches)
             for rank in range(world)
-            for update in itertools.islice(example_updates(EXAMPLES, plan_of(rank), 3, {}), 6)
+            for update in itertools.islice(
+                example_updates(single_rows(EXAMPLES, 3), padding_free, plan_of(rank), {}), 6
+            )
         }
         assert counts == {2}
 
 
 def test_fine_tuning_goes_on_from_a_cursor_in_the_middle_of_an_epoch() -> None:
     plan = Plan(2, 2, 0, 1)
-    cursors = [update.cursor for update in itertools.islice(example_updates(EXAMPLES, plan, 3, {}), 9)]
+    made = itertools.islice(example_updates(single_rows(EXAMPLES, 3), padding_free, plan, {}), 9)
+    cursors = [update.cursor for update in made]
     for done, cursor in enumerate(cursors, 1):
         assert seen(plan, dict(cursor), 4) == seen(plan, {}, done + 4)[done:]
+
+
+LONG_AND_SHORT = [Example(tuple(range(1, 2 + number * 7 % 23)), 0) for number in range(61)]
+
+
+def blocks_seen(plan: Plan, cursor: dict[str, int], updates: int) -> list[list[list[list[int]]]]:
+    """Per update its rows of documents; filling and empty rows left out."""
+    batch = functools.partial(packed, length=24, size=plan.micro_batch)
+    made = itertools.islice(example_updates(block_rows(LONG_AND_SHORT, 24, 3), batch, plan, cursor), updates)
+    found = []
+    for update in made:
+        assert {tuple(part.input_ids.shape) for part in update.micro_batches} == {(plan.micro_batch, 24)}
+        assert len(update.micro_batches) == plan.accumulation
+        rows = [row for part in update.micro_batches for row in rows_of(part) if row]
+        assert update.num_tokens == sum(len(document) for row in rows for document in row)
+        found.append(rows)
+    return found
+
+
+def rows_of(batch: MicroBatch) -> list[list[list[int]]]:
+    rows, place = [[] for _ in batch.input_ids], 0
+    for document in documents_of(batch):
+        if document[0] != 0:
+            rows[place // 24].append(document)
+        place += len(document)
+    return rows
+
+
+def test_packed_updates_do_not_depend_on_ranks_and_every_epoch_holds_every_example_once() -> None:
+    per_epoch = updates_per_epoch(len(block_rows(LONG_AND_SHORT, 24, 3)(0)), Plan(4, 2, 0, 1))
+    whole = blocks_seen(Plan(4, 2, 0, 1), {}, 2 * per_epoch)
+    for epoch in (whole[:per_epoch], whole[per_epoch:]):
+        seen = sorted(len(document) for update in epoch for row in update for document in row)
+        assert seen == sorted(len(example.input_ids) for example in LONG_AND_SHORT)
+    assert whole[:per_epoch] != whole[per_epoch:]
+    assert 0 < len(whole[per_epoch - 1]) < 8  # the last update is short: not vacuous
+    for micro_batch, accumulation, world in ((2, 2, 2), (1, 2, 4), (8, 1, 1)):
+        parts = [blocks_seen(Plan(micro_batch, accumulation, rank, world), {}, 2 * per_epoch) for rank in range(world)]
+        for update, expected in enumerate(whole):
+            assert sorted(row for part in parts for row in part[update]) == sorted(expected)
+    for done in (1, per_epoch - 1, per_epoch + 2):
+        batch = functools.partial(packed, length=24, size=4)
+        made = example_updates(block_rows(LONG_AND_SHORT, 24, 3), batch, Plan(4, 2, 0, 1), {})
+        cursor = dict(next(itertools.islice(made, done - 1, None)).cursor)
+        assert blocks_seen(Plan(4, 2, 0, 1), cursor, 2) == blocks_seen(Plan(4, 2, 0, 1), {}, done + 2)[done:]
 
 
 def test_working_ahead_changes_nothing_and_errors_arrive_in_their_place() -> None:

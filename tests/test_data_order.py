@@ -394,3 +394,12 @@ def test_prepare_datasets_writes_a_cache_that_train_loop_reads(model: Path, mirr
         )
         assert done.returncode == 0, done.stderr
     assert progress_of(outputs["streamed"], 4) == progress_of(outputs["cached"], 4)
+
+
+def test_another_number_of_lanes_on_resume_is_refused_and_not_passed_over(
+    model: Path, mirror: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    config = config_for(model, mirror, data_lanes=4)
+    listings = json.loads(listings_of(config))
+    with pytest.raises(UserError, match="--data_lanes 4: the run began with 8"):
+        make_task(config, listings, tokenizer, Plan(BLOCKS, 1, 0, 1), 8)

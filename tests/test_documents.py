@@ -202,6 +202,20 @@ def test_the_pieces_that_lanes_read_at_about_the_same_time_are_neighbours(
     assert max(spans) < len(units) / 2
 
 
+def test_csv_columns_that_are_not_asked_for_may_hold_anything_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    """The reader takes a megabyte at a time: the type of a column is not known from its first rows."""
+    file = tmp_path / "table.csv"
+    lines = ["number,text", *(f'{number},"{"long, " * 100}"' for number in range(3000)), "many,last"]
+    file.write_text("\n".join(lines) + "\n")
+    repository = resolve(str(file), DataFlags(dataset_name=str(file)))
+    (unit,) = repository.source("train", ("text",)).units()
+    rows = repository.source("train", ("text",)).read(unit)["text"]
+    assert (len(rows), rows[-1]) == (3001, "last")
+    assert repository.source("train", ("number",)).read(unit)["number"][0] == "0"
+    with pytest.raises(UserError, match=r"table\.csv has no column texts; its columns are number, text"):
+        repository.source("train", ("texts",)).read(unit)
+
+
 def test_empty_texts_are_passed_over_and_other_types_are_named_with_file_and_row(tmp_path: Path) -> None:
     order = lane_order(make_source(tmp_path / "some", "jsonl", ["a", None, "", "b"]), 1)
     assert sorted(epoch(order, 0, 0)) == ["a", "b"]

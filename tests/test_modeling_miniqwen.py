@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3ForCausalLM
 
+from miniqwen.batches import block_rows, example_batch, packed
 from miniqwen.config import UserError
 from miniqwen.modeling_miniqwen import (
     SIZES,
@@ -24,6 +26,7 @@ from miniqwen.modeling_miniqwen import (
     save_model,
     size_parameters,
 )
+from miniqwen.qa import Example
 
 SHAPE = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -47,14 +50,13 @@ def shifted(tokens: torch.Tensor) -> torch.Tensor:
     return torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], IGNORED)], dim=1)
 
 
-def end_to_end(documents: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+def end_to_end(documents: list[torch.Tensor]) -> dict[str, Any]:
     """Documents [length] laid into one row, positions reset."""
-    numbers = [torch.full_like(document, number) for number, document in enumerate(documents)]
     return {
         "input_ids": torch.cat(documents)[None],
         "targets": torch.cat([shifted(document[None])[0] for document in documents])[None],
         "position_ids": torch.cat([torch.arange(len(document)) for document in documents])[None],
-        "documents": torch.cat(numbers)[None],
+        "cu_seqlens": torch.tensor([0, *itertools.accumulate(map(len, documents))], dtype=torch.int32),
     }
 
 
@@ -108,10 +110,37 @@ def test_the_loss_of_a_packed_row_is_the_sum_over_the_documents_alone() -> None:
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5)
 
 
+def test_examples_have_the_same_loss_and_gradients_packed_padding_free_and_alone() -> None:
+    drawn = torch.Generator().manual_seed(0)
+    examples = []
+    for _ in range(23):
+        length, prompt = (int(torch.randint(low, 30, (1,), generator=drawn)) for low in (2, 0))
+        ids = torch.randint(1, 96, (length,), generator=drawn).tolist()
+        examples.append(Example(tuple(ids), min(prompt, length - 1)))
+    rows = block_rows(examples, 40, seed=1)(0)
+    assert len(rows) == 12  # two examples a row and more
+    layouts = {
+        "alone": [example_batch([example]) for example in examples],
+        "padding-free": [example_batch(examples)],
+        "packed": [packed(rows[:8], 40, 8), packed(rows[8:], 40, 8)],
+    }
+    found = {}
+    for name, batches in layouts.items():
+        model = small_model()
+        count = sum(batch.num_targets for batch in batches)
+        loss = sum(model(**vars(batch)) for batch in batches) / count
+        loss.backward()
+        found[name] = {"loss": loss.detach(), **gradients(model)}
+    for name in ("padding-free", "packed"):
+        for part, value in found["alone"].items():
+            torch.testing.assert_close(found[name][part], value, rtol=1e-6, atol=1e-6)
+
+
 def test_a_batch_without_targets_gives_zero_with_a_graph_and_zero_gradients() -> None:
-    for documents in (None, torch.zeros(2, 8, dtype=torch.long)):
+    for ends in (None, torch.tensor([0, 3, 8, 16])):
         model, tokens = small_model(), random_tokens(2, 8)
-        loss = model(input_ids=tokens, targets=torch.full_like(tokens, IGNORED), documents=documents)
+        nothing = torch.full_like(tokens, IGNORED)
+        loss = model(input_ids=tokens, targets=nothing, cu_seqlens=ends, drop_ignored=ends is not None)
         assert loss.item() == 0
         loss.backward()
         found = gradients(model)
@@ -124,7 +153,7 @@ def test_arguments_that_would_be_ignored_are_refused() -> None:
     with pytest.raises(ValueError, match="attention_mask"):
         model(tokens, attention_mask=torch.ones_like(tokens), targets=tokens)
     with pytest.raises(ValueError, match="targets"):
-        model(tokens, documents=torch.zeros_like(tokens))
+        model(tokens, cu_seqlens=torch.tensor([0, 4]))
 
 
 @pytest.mark.parametrize("packed", [False, True])

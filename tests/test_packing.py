@@ -7,11 +7,12 @@ import json
 from collections.abc import Iterator
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miniqwen.documents import Position
-from miniqwen.packing import Block, Cursor, EncodedDocument, encoded_documents, pack, split
+from miniqwen.documents import Position, permutation
+from miniqwen.packing import Block, Cursor, EncodedDocument, best_fit, deal, encoded_documents, pack, split
 
 
 def endless(documents: list[list[int]], start: Position) -> Iterator[EncodedDocument]:
@@ -80,6 +81,33 @@ def test_documents_are_encoded_in_order_whatever_the_batching() -> None:
     first = list(itertools.islice(encoded, 250))
     assert [int(document.tokens[0]) for document in first] == [number % 100 % 7 + 1 for number in range(250)]
     assert [document.position.row for document in first] == list(range(250))
+
+
+@settings(max_examples=200, deadline=None)
+@given(lengths=st.lists(st.integers(1, 30), max_size=60), seed=st.integers(0, 5))
+def test_best_fit_cuts_nothing_and_leaves_no_two_blocks_half_empty(lengths: list[int], seed: int) -> None:
+    shapes = best_fit(lengths, 30)
+    assert shapes == best_fit(reversed(lengths), 30), "a function of the lengths alone"
+    assert sorted(length for shape in shapes for length in shape) == sorted(lengths)
+    assert all(sum(shape) <= 30 for shape in shapes)
+    assert sum(sum(shape) * 2 <= 30 for shape in shapes) <= 1, "two of them would be one"
+    blocks = deal(shapes, lengths, permutation(len(lengths), seed))
+    assert sorted(index for block in blocks for index in block) == list(range(len(lengths)))
+    assert [[lengths[index] for index in block] for block in blocks] == shapes
+
+
+def test_best_fit_fills_blocks_that_looking_one_example_ahead_does_not() -> None:
+    assert best_fit([6, 4, 4, 3, 3], 10) == [[6, 4], [4, 3, 3]]
+    assert best_fit([5, 4, 3, 3, 3, 2], 10) == [[5, 3, 2], [4, 3, 3]]  # 5 + 4 leaves room for nothing
+    assert deal([[2, 1], [2]], [2, 1, 2], [2, 1, 0]) == [[2, 1], [0]]
+    with pytest.raises(ValueError, match="11 tokens does not fit a block of 10"):
+        best_fit([11], 10)
+
+
+def test_ten_thousand_examples_of_ordinary_lengths_fill_their_blocks() -> None:
+    drawn = np.random.default_rng(0)
+    lengths = np.clip(drawn.lognormal(3.8, 0.4, 10_000), 25, 512).astype(int).tolist()
+    assert sum(lengths) / 512 / len(best_fit(lengths, 512)) > 0.998
 
 
 def test_a_split_keeps_the_short_last_piece() -> None:

@@ -13,8 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from miniqwen.config import TrainConfig, UserError
 from miniqwen.qa import (
     Example,
+    Fitted,
     Template,
     encode_example,
+    fit_examples,
     hold_out,
     plain_example,
     shuffle_choices,
@@ -149,6 +151,23 @@ def test_a_long_example_loses_the_beginning_of_its_prompt() -> None:
     assert example.truncated(2) == Example((4, 5), 0)
     with pytest.raises(ValueError, match="longer than 1"):
         example.truncated(1)
+
+
+def test_examples_too_long_are_dropped_cut_on_the_left_or_listed() -> None:
+    examples = [Example((1, 2, 3), 1), Example((1, 2, 3, 4, 5), 3), Example((1, 2, 3, 4, 5), 0), Example((6, 7), 1)]
+    names = [f"question {number}" for number in range(4)]
+    dropped = fit_examples(examples, names, 3, "drop", "quiz")
+    assert (dropped.examples, dropped.cut, dropped.left_out) == ([examples[0], examples[3]], 0, 2)
+    cut = fit_examples(examples, names, 3, "left", "quiz")
+    assert cut.examples == [examples[0], Example((3, 4, 5), 1), examples[3]]
+    assert (cut.cut, cut.left_out) == (1, 1)
+    with pytest.raises(UserError) as caught:
+        fit_examples(examples * 15, names * 15, 3, "error", "quiz, training")
+    assert len(caught.value.problems) == 22
+    assert caught.value.problems[0].startswith("quiz, training: 30 of 60 examples are longer than --max_seq_length 3")
+    assert caught.value.problems[1] == "quiz, training: question 1 has 5 tokens"
+    assert caught.value.problems[-1] == "quiz, training: and 10 more"
+    assert fit_examples(examples, names, 5, "error", "quiz") == Fitted(examples)
 
 
 def test_shuffled_choices_keep_the_answer_and_depend_on_seed_and_id_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import struct
@@ -209,7 +210,7 @@ def test_a_terminated_run_saves_says_so_and_goes_on(model: Path, mirror: Path, t
 
 
 def test_two_processes_train_as_one_does(model: Path, mirror: Path, tmp_path: Path) -> None:
-    flags = [*PRETRAIN, "--eval_strategy", "steps", "--eval_steps", "6", "--max_steps", "6"]
+    flags = [*PRETRAIN, "--eval_strategy", "steps", "--eval_steps", "6", "--max_steps", "6", "--document_masking"]
     train(model, mirror, tmp_path / "one", *flags)
     train(model, mirror, tmp_path / "two", *flags, "--gradient_accumulation_steps", "1", processes=2)
     assert_same_weights(tmp_path / "one", tmp_path / "two", atol=2e-6)
@@ -249,6 +250,41 @@ def test_fine_tuning_follows_pretraining_and_is_evaluated(
     )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "e" / f"{name}.json").read_text())["num_examples"] == 15
+
+
+def test_packed_fine_tuning_counts_blocks_and_is_the_same_on_two_processes_and_after_a_resume(
+    model: Path, mirror: Path, tmp_path: Path
+) -> None:
+    flags = (
+        "--dataset_name sciq --packing --max_seq_length 64 --per_device_train_batch_size 2 --learning_rate 1e-3 "
+        "--lr_scheduler_type constant --eval_strategy steps --eval_steps 500 --save_steps 500 --truncation left"
+    ).split()
+    one, parts = [*flags, "--gradient_accumulation_steps", "8"], tmp_path / "parts"
+    said = train(model, mirror, tmp_path / "whole", *one, "--max_steps", "5")
+    (per_epoch,) = map(int, re.findall(r"packed into .* blocks of 64 tokens, .* an epoch has (\d+) updates", said))
+    assert 1 < per_epoch < 5
+    assert f"--eval_steps 500 is lowered to {per_epoch}" in said
+    assert f"--save_steps 500 is lowered to {per_epoch}" in said
+    assert "updates of 16 blocks" in said
+    evaluated = [line["step"] for line in lines(tmp_path / "whole") if "eval_loss" in line]
+    assert evaluated == sorted({*range(per_epoch, 6, per_epoch), 5})
+    recorded = yaml.safe_load((tmp_path / "whole" / "config.yaml").read_text())["recorded"]["data"]
+    cut = recorded["examples_cut"]
+    assert 0 < cut < recorded["examples"] == 60
+    assert f"sciq: {cut} training examples longer than --max_seq_length 64 lost the beginning" in said
+    train(model, mirror, parts, *flags, "--gradient_accumulation_steps", "4", "--max_steps", "3", processes=2)
+    train(model, mirror, parts, *one, "--max_steps", "5", "--resume_from_checkpoint", "auto")
+    assert_same_weights(tmp_path / "whole", parts, atol=5e-6)
+    last = [[line for line in lines(tmp_path / run) if line["step"] == 5] for run in ("whole", "parts")]
+    for name, number in (("grad_norm", 0), ("tokens", 0), ("eval_loss", 1)):
+        assert last[1][number][name] == pytest.approx(last[0][number][name], rel=1e-6)
+    done = run_script(
+        "train_loop.py", "--model_path", model, "--data_root", mirror, "--output_dir", tmp_path / "listed", *flags,
+        "--truncation", "error",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"sciq, training: {cut} of 60 examples are longer than --max_seq_length 64" in done.stderr
+    assert re.search(r"sciq, training: question \S+ has \d+ tokens", done.stderr)
 
 
 def test_plain_text_fine_tuning_and_templates_of_ones_own(model: Path, mirror: Path, tmp_path: Path) -> None:
