@@ -13,26 +13,27 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import tempfile
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
-from huggingface_hub import hf_hub_download
 
-from miniqwen.config import DataFlags, UserError
+from miniqwen.config import HUB_TIMEOUT, DataFlags, UserError
 from miniqwen.formats import FORMATS, SLICED, Batch, file_batches, format_of, parquet_batches, read_slice
-from miniqwen.patience import patiently
+from miniqwen.hub import HubFile, fetched, pinned
+from miniqwen.patience import is_passing, patiently
 
 REPOSITORIES = {
     "wikipedia": "wikimedia/wikipedia",
@@ -54,14 +55,20 @@ FOOTERS_KEPT = 64  # so that a row group costs one request, not two
 
 TEXT_COLUMNS = {"wikipedia": "text", "arxiv": "text"}
 
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file of a data set: its name in the repository, where it is read (a path or hf:// URL), its size in bytes."""
+    """A file of a data set: its name in the repository, where it is read (a path or hf:// URL), its size in bytes.
+
+    `hub_timeout`: seconds to wait for the hub where it does not answer.
+    """
 
     path: str
     url: str
     size: int
+    hub_timeout: float = field(default=HUB_TIMEOUT, compare=False)
 
     @property
     def format(self) -> str:
@@ -176,8 +183,7 @@ class Source:
         ]
 
     def _metadata(self, file: DataFile) -> Any:
-        footer = lambda: parquet_footer(file)  # noqa: E731
-        return readable(lambda: patiently(footer, f"{self.name}: {file.path}"), file, ".parquet")
+        return readable(lambda: parquet_footer(file), file, ".parquet")
 
     def read(self, unit: Unit) -> Batch:
         """{column: values} of a unit, in row order. Threads that want the same unit read it once.
@@ -220,23 +226,23 @@ class Source:
                     rows[name] += values
             return rows
 
-        return readable(lambda: patiently(decoded, f"{self.name}: {file.path}"), file, file.format)
+        return readable(decoded, file, file.format)
 
     def batches(self, unit: Unit) -> Iterator[Batch]:
         """The rows of a unit, a few hundred at a time, read once and without waiting for a hub that fails."""
         file, what = self.files[unit.file], f"{self.name}: {self.files[unit.file].path}"
         if file.format == ".parquet":
-            with open_file(file.url) as opened:
+            with open_file(file) as opened:
                 yield from parquet_batches(opened, parquet_footer(file), unit.part, self.columns, what)
         elif is_sliced(file, self.sample_by):
-            with open_file(file.url) as opened:
+            with open_file(file) as opened:
                 data = read_slice(
                     opened, unit.start, unit.stop, file.format == ".txt" and self.sample_by == "paragraph"
                 )
             first = f"byte {unit.start}, line"
             yield from file_batches(io.BytesIO(data), file.format, self.columns, self.sample_by, what, first)
         else:
-            with open_file(local_copy(file, self.cache_dir)) as opened:
+            with Path(local_copy(file, self.cache_dir)).open("rb") as opened:
                 yield from file_batches(opened, file.format, self.columns, self.sample_by, what)
 
 
@@ -306,8 +312,8 @@ def locate(name: str, flags: DataFlags) -> Repository:
             raise UserError(f"{name}: --data_root {flags.data_root} has no folder {path}")
     config_name, note = flags.dataset_config_name if name not in REPOSITORIES else None, None
     if name == "wikipedia":
-        config_name, note = _wikipedia_dump(where, flags.wikipedia_version)
-    revision, files = _files(name, where, config_name)
+        config_name, note = _wikipedia_dump(where, flags.wikipedia_version, flags.hub_timeout)
+    revision, files = _files(name, where, config_name, flags.hub_timeout)
     return Repository(name, path, config_name, revision, files, note, flags.cache_dir, flags.sample_by)
 
 
@@ -321,9 +327,9 @@ def _local(name: str) -> Repository:
     return Repository(path.name, str(path.resolve()), None, None, files)
 
 
-def _wikipedia_dump(where: str, wanted: str) -> tuple[str, str | None]:
+def _wikipedia_dump(where: str, wanted: str, limit: float) -> tuple[str, str | None]:
     """The configuration for `--wikipedia_version`, and a note if it is another dump of the same language."""
-    names = patiently(lambda: _explained("wikipedia", lambda: datasets.get_dataset_config_names(where)), "wikipedia")
+    names = _listed("wikipedia", where, limit, datasets.get_dataset_config_names)
     if wanted in names:
         return wanted, None
     language = wanted.partition(".")[2] or wanted
@@ -338,31 +344,44 @@ def _wikipedia_dump(where: str, wanted: str) -> tuple[str, str | None]:
     ], f"wikipedia: dump {wanted} is no longer served; using {dumps[-1]}, the newest one of that language"
 
 
-def _files(name: str, where: str, config_name: str | None) -> tuple[str | None, dict[str, tuple[DataFile, ...]]]:
+def _files(
+    name: str, where: str, config_name: str | None, limit: float = HUB_TIMEOUT
+) -> tuple[str | None, dict[str, tuple[DataFile, ...]]]:
     """(revision, files by split) of a data set on the hub or in a folder."""
 
-    def listed() -> tuple[str | None, dict[str, tuple[DataFile, ...]]]:
-        builder = _explained(name, lambda: datasets.load_dataset_builder(where, config_name))
+    def files_of(path: str, **pinning: Any) -> tuple[str | None, dict[str, tuple[DataFile, ...]]]:
+        builder = datasets.load_dataset_builder(path, config_name, **pinning)
         found: dict[str, tuple[DataFile, ...]] = {}
-        revision = None
         for split, urls in (builder.config.data_files or {}).items():
             files = []
             for url in urls:
-                filesystem, path = url_to_fs(url)
+                filesystem, file = url_to_fs(url)
                 inside = os.path.relpath(url, where)
                 if url.startswith("hf://"):
-                    resolved = filesystem.resolve_path(path)
-                    revision, inside = resolved.revision, resolved.path_in_repo
-                files.append(DataFile(inside, url, filesystem.info(path)["size"]))
+                    inside = filesystem.resolve_path(file).path_in_repo
+                files.append(DataFile(inside, url, filesystem.info(file)["size"], limit))
             found[str(split)] = tuple(files)
-        return revision, found
+        return pinning.get("revision"), found
 
-    revision, files = patiently(listed, name)
+    revision, files = _listed(name, where, limit, files_of)
     if not files or not any(files.values()):
         raise UserError(f"{name}: no data files in {where}; expected {', '.join(FORMATS)}")
     for file in (file for found in files.values() for file in found):
         _ = file.format
     return revision, files
+
+
+def _listed(name: str, where: str, limit: float, ask: Callable[..., Result]) -> Result:
+    """What `ask(where, revision=, cache_dir=)` finds, in a folder or in the commit that the hub has now.
+
+    The empty cache is for `datasets`, which would answer from one in place of a hub that does not answer.
+    """
+    if Path(where).is_dir():
+        return _explained(name, lambda: ask(where))
+    revision = _explained(name, lambda: pinned(where, name, limit))
+    with tempfile.TemporaryDirectory() as empty:
+        call = lambda: ask(where, revision=revision, cache_dir=empty)  # noqa: E731
+        return patiently(lambda: _explained(name, call), name, limit)
 
 
 def _explained(name: str, call: Any) -> Any:
@@ -375,7 +394,7 @@ def _explained(name: str, call: Any) -> Any:
             "or gated, or give a local file"
         ) from None
     except (ValueError, RuntimeError, FileNotFoundError) as error:
-        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        if is_passing(error) or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError)):
             raise
         said = " ".join(str(error).split())
         hint = "; choose one with --dataset_config_name" if "onfig" in said else ""
@@ -386,26 +405,19 @@ def _explained(name: str, call: Any) -> Any:
 
 def downloaded(file: DataFile, cache_dir: str | None = None) -> DataFile:
     """The file in the hub's cache; a local file as it is."""
-    return DataFile(file.path, local_copy(file, cache_dir), file.size)
+    return replace(file, url=local_copy(file, cache_dir))
 
 
-def local_copy(file: DataFile, cache_dir: str | None = None) -> str:
-    """Path of the file on this machine, fetched once from the hub: for formats that cannot be entered in the middle."""
+def local_copy(file: DataFile, cache_dir: str | None = None, *, again: bool = False) -> str:
+    """Path of the file on this machine, fetched once from the hub: for formats that cannot be entered in the middle.
+
+    `again`: also where there is a copy already, which turned out to be damaged.
+    """
     if not file.url.startswith("hf://"):
         return file.url
     filesystem, path = url_to_fs(file.url)
-    resolved = filesystem.resolve_path(path)
-
-    def fetch() -> str:
-        return hf_hub_download(
-            resolved.repo_id,
-            resolved.path_in_repo,
-            repo_type="dataset",
-            revision=resolved.revision,
-            cache_dir=cache_dir,
-        )
-
-    return patiently(fetch, file.path)
+    at = patiently(lambda: filesystem.resolve_path(path), file.path, file.hub_timeout)
+    return fetched(at.repo_id, at.path_in_repo, at.revision, cache_dir, file.path, file.hub_timeout, again)
 
 
 def repository_card(repository: Repository) -> list[DataFile]:
@@ -417,9 +429,10 @@ def repository_card(repository: Repository) -> list[DataFile]:
         filesystem, path = url_to_fs(f"{root}/README.md")
         if not filesystem.exists(path):
             return []
-        return [DataFile("README.md", f"{root}/README.md", filesystem.info(path)["size"])]
+        size = filesystem.info(path)["size"]
+        return [DataFile("README.md", f"{root}/README.md", size, first.hub_timeout)]
 
-    return patiently(found, f"{repository.name}: README.md")
+    return patiently(found, f"{repository.name}: README.md", first.hub_timeout)
 
 
 def data_names(flags: DataFlags) -> tuple[str, ...]:
@@ -440,14 +453,13 @@ def is_sliced(file: DataFile, sample_by: str) -> bool:
 @lru_cache(maxsize=FOOTERS_KEPT)
 def parquet_footer(file: DataFile) -> Any:
     """What a parquet file says of its columns and row groups."""
-    with open_file(file.url) as opened:
+    with open_file(file) as opened:
         return pq.read_metadata(opened)
 
 
-def open_file(url: str) -> Any:
-    """A binary file, local or on the hub."""
-    filesystem, path = url_to_fs(url)
-    return filesystem.open(path, "rb")
+def open_file(file: DataFile) -> Any:
+    """A binary file, local or on the hub, which is waited for."""
+    return HubFile(file.url, file.hub_timeout) if file.url.startswith("hf://") else Path(file.url).open("rb")
 
 
 def readable(call: Any, file: DataFile, kind: str) -> Any:

@@ -20,7 +20,6 @@ from typing import Any, Protocol
 from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 
-from miniqwen.patience import patiently
 from miniqwen.sources import GZIP_FACTOR, Source, Unit, Units, is_sliced, readable
 
 WINDOW_BYTES = 1 << 20  # of text; one row may be more
@@ -97,7 +96,7 @@ class TextWindows:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock"):  # the other processes of this machine wait and find it done
                 if not folder.is_dir():
-                    readable(lambda: patiently(cut, f"{self.name}: {file.path}"), file, file.format)
+                    readable(cut, file, file.format)
         index: dict[str, list[int]] = json.loads((folder / INDEX).read_text())
         return index
 
