@@ -90,7 +90,7 @@ def first_rows(source: Source) -> dict[str, list[Any]]:
     def first() -> dict[str, list[Any]]:
         return next(source.batches(unit), {name: [] for name in source.columns})
 
-    found: dict[str, list[Any]] = readable(first, file, file.format)
+    found: dict[str, list[Any]] = readable(first, file, unit.part, source.cache_dir)
     return found
 
 

@@ -153,6 +153,10 @@ class TrainConfig(DataFlags):
     token_cache: str | None = flag(
         None, "folder that `prepare_datasets.py --tokenize` wrote, read instead of the text: same blocks, same cursors",
         group="data")  # fmt: skip
+    on_bad_data: str = flag(
+        "error", "text that cannot be read (a broken page, gzip stream, line or UTF-8; a row that is no text): stop, "
+        "with a checkpoint, or skip the whole unit (row group, slice, gzipped file; or that row), counted and told",
+        group="data", choices=("error", "skip"))  # fmt: skip
     data_lanes: int | None = flag(
         None, "parallel streams of documents (default: blocks per update of the first run); part of the data order",
         group="data")  # fmt: skip
@@ -332,6 +336,8 @@ class TrainConfig(DataFlags):
             and self.best_metric == "eval_accuracy"
         ):
             found.append("--metric_for_best_model eval_accuracy needs --choices_column: accuracy ranks choices")
+        if self.on_bad_data == "skip" and (self.resolved_task == "finetune" or self.token_cache):
+            found.append("--on_bad_data skip is for streamed text: questions and token caches are read whole before")
         if self.mixture is not None:
             found += mixture_problems(self.mixture, self.dataset_name)
         if self.resolved_task == "pretrain":

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from miniqwen.config import TrainConfig, UserError
+from miniqwen.formats import BadData
 from miniqwen.output_folder import OutputFolder, note_end
 from miniqwen.patience import HubTimeout
 from miniqwen.preemption import Preempted, StopRequest
@@ -76,4 +77,6 @@ def _data_fault(kinds: Sequence[str], problems: Sequence[str]) -> UserError:
         error: UserError = HubTimeout(*dict.fromkeys(problems), go_on)
         error.of_one_rank = False
         return error
+    if BadData.__name__ in kinds:
+        go_on += "; add --on_bad_data skip to pass over what cannot be read"
     return UserError(*dict.fromkeys(problems), go_on)

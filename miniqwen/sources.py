@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
 from miniqwen.config import HUB_TIMEOUT, DataFlags, UserError
-from miniqwen.formats import FORMATS, SLICED, Batch, file_batches, format_of, parquet_batches, read_slice
+from miniqwen.formats import FORMATS, SLICED, BadData, Batch, file_batches, format_of, parquet_batches, read_slice
 from miniqwen.hub import HubFile, fetched, pinned
 from miniqwen.patience import is_passing, patiently
 
@@ -150,9 +150,11 @@ class Source:
         """What the rows depend on, for a checkpoint to remember."""
         names = ("repository", "config_name", "revision", "split")
         cut = {"sample_by": self.sample_by} if any(".txt" in file.format for file in self.files) else {}
+        broken = [path for path, groups in (self.row_groups or {}).items() if any(rows < 0 for rows, _ in groups)]
         return {
             **{name: getattr(self, name) for name in names},
             **cut,
+            **({"unreadable_files": broken} if broken else {}),
             "files": [[file.path, file.size] for file in self.files],
         }
 
@@ -165,14 +167,23 @@ class Source:
         row_groups = self.row_groups if self.row_groups is not None else self.list_row_groups()
         return Units.of(self.files, row_groups, self.sample_by)
 
-    def list_row_groups(self) -> dict[str, list[list[int]]]:
-        """{path: [(rows, bytes of the wanted columns), ...]} of each parquet file, from their footers."""
+    def list_row_groups(self, skip_bad: bool = False) -> dict[str, list[list[int]]]:
+        """{path: [(rows, bytes of the wanted columns), ...]} of each parquet file, from their footers.
+
+        With `skip_bad` a file whose footer is broken is one unit, of which nothing is known yet: rows -1.
+        """
         files = [file for file in self.files if file.format == ".parquet"]
         with ThreadPoolExecutor(LISTING_THREADS) as pool:
-            return dict(zip((file.path for file in files), pool.map(self._row_groups, files), strict=True))
+            listed = pool.map(partial(self._row_groups, skip_bad=skip_bad), files)
+            return dict(zip((file.path for file in files), listed, strict=True))
 
-    def _row_groups(self, file: DataFile) -> list[list[int]]:
-        metadata = self._metadata(file)
+    def _row_groups(self, file: DataFile, skip_bad: bool) -> list[list[int]]:
+        try:
+            metadata = self._metadata(file)
+        except BadData:
+            if not skip_bad:
+                raise
+            return [[-1, file.size]]
         wanted = [
             n for n in range(metadata.num_columns) if metadata.schema.column(n).path.split(".")[0] in self.columns
         ]
@@ -183,7 +194,7 @@ class Source:
         ]
 
     def _metadata(self, file: DataFile) -> Any:
-        return readable(lambda: parquet_footer(file), file, ".parquet")
+        return readable(lambda: parquet_footer(file), file)
 
     def read(self, unit: Unit) -> Batch:
         """{column: values} of a unit, in row order. Threads that want the same unit read it once.
@@ -226,7 +237,7 @@ class Source:
                     rows[name] += values
             return rows
 
-        return readable(decoded, file, file.format)
+        return readable(decoded, file, unit.part, self.cache_dir)
 
     def batches(self, unit: Unit) -> Iterator[Batch]:
         """The rows of a unit, a few hundred at a time, read once and without waiting for a hub that fails."""
@@ -268,9 +279,10 @@ class Repository:
         listed = self.row_groups.get(split)
         return Source(*found, split, self.splits[split], columns, self.cache_dir, self.sample_by, listed)
 
-    def listed(self, splits: Sequence[str], columns: tuple[str, ...]) -> Repository:
+    def listed(self, splits: Sequence[str], columns: tuple[str, ...], skip_bad: bool = False) -> Repository:
         """The same with the row groups of those of `splits` that it has: nothing about them need be asked again."""
-        found = {split: self.source(split, columns).list_row_groups() for split in splits if split in self.splits}
+        there = [split for split in splits if split in self.splits]
+        found = {split: self.source(split, columns).list_row_groups(skip_bad) for split in there}
         return replace(self, row_groups=found)
 
     def to_json(self) -> dict[str, Any]:
@@ -462,9 +474,32 @@ def open_file(file: DataFile) -> Any:
     return HubFile(file.url, file.hub_timeout) if file.url.startswith("hf://") else Path(file.url).open("rb")
 
 
-def readable(call: Any, file: DataFile, kind: str) -> Any:
-    """`call()`, with a decoder's error turned into one that names the file."""
-    try:
-        return call()
-    except (pa.ArrowException, zlib.error, gzip.BadGzipFile, EOFError) as error:
-        raise UserError(f"{file.path}: broken {kind} file ({' '.join(str(error).split())[:200]})") from None
+def readable(call: Callable[[], Result], file: DataFile, part: int = 0, cache_dir: str | None = None) -> Result:
+    """`call()`, which decodes a part of the file; what it cannot decode is `BadData` that names the file.
+
+    Bytes from the hub are asked for once more before that, so that it is the data that is bad and not the moment.
+    Flipped bits that still decode are seen where the file has checksums: gzip streams, parquet pages written with
+    them, and whole files that were downloaded (see hub.py).
+    """
+    for tries_left in (file.url.startswith("hf://"), False):
+        try:
+            return call()
+        except (BadData, pa.ArrowException, zlib.error, UnicodeDecodeError, EOFError, OSError) as error:
+            if not _is_decoder_error(error):
+                raise
+            if not tries_left:
+                said = " ".join(str(error).split())[:200]
+                where = file.path + (f", part {part}" if part else "")
+                raise (
+                    error if isinstance(error, BadData) else BadData(f"{where}: broken {file.format} ({said})")
+                ) from None
+            if file.format not in (".parquet", *SLICED):
+                local_copy(file, cache_dir, again=True)
+    raise AssertionError("unreachable")
+
+
+def _is_decoder_error(error: BaseException) -> bool:
+    """Arrow's own `OSError`s have no number, and are of no class that says what the system or the hub could not do."""
+    if isinstance(error, OSError):
+        return isinstance(error, gzip.BadGzipFile) or (type(error) is OSError and error.errno is None)
+    return True

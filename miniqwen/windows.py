@@ -46,6 +46,9 @@ class Windows(Protocol):
     def place(self, unit: int, row: int) -> str:
         """Where a row stands, for messages."""
 
+    def skipped(self, unit: int) -> tuple[str, str] | None:
+        """Which unit this is and what is wrong with it, if it cannot be read and is passed over."""
+
 
 class TextWindows:
     """The first column of a source."""
@@ -82,6 +85,9 @@ class TextWindows:
         part = f" of part {found.part}" if found.part else ""
         return f"{self.source.files[found.file].path}: row {row}{part}"
 
+    def skipped(self, unit: int) -> tuple[str, str] | None:
+        return None  # see bad_units.py
+
     def _column(self, unit: int) -> Sequence[Any]:
         return self.source.read(self.units()[unit])[self.source.columns[0]]
 
@@ -96,7 +102,7 @@ class TextWindows:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock"):  # the other processes of this machine wait and find it done
                 if not folder.is_dir():
-                    readable(cut, file, file.format)
+                    readable(cut, file, found.part, self.source.cache_dir)
         index: dict[str, list[int]] = json.loads((folder / INDEX).read_text())
         return index
 

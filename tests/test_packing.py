@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miniqwen.documents import Position
+from miniqwen.documents import Document, Position
 from miniqwen.packing import Block, Cursor, EncodedDocument, encoded_documents, pack, split
 
 
@@ -74,7 +74,8 @@ def test_sources_are_mixed_by_tokens_and_not_by_documents() -> None:
 def test_documents_are_encoded_in_order_whatever_the_batching() -> None:
     texts = ["a" * (number % 7 + 1) for number in range(100)]
     stream = (
-        (text, Position(0, 0, 0, row), Position(0, 0, 0, row + 1)) for row, text in enumerate(itertools.cycle(texts))
+        Document(text, Position(0, 0, 0, row), Position(0, 0, 0, row + 1))
+        for row, text in enumerate(itertools.cycle(texts))
     )
     encoded = encoded_documents(stream, lambda batch: [[len(text)] for text in batch])
     first = list(itertools.islice(encoded, 250))
