@@ -58,7 +58,7 @@ def prepare(name: str, config: PrepareConfig) -> None:
     flags = DataFlags(
         dataset_name=name, data_root=config.data_root, cache_dir=config.cache_dir, streaming=config.streaming,
         wikipedia_version=config.wikipedia_version, text_column=config.text_column, sample_by=config.sample_by,
-        dataset_config_name=config.dataset_config_name,
+        dataset_config_name=config.dataset_config_name, hub_timeout=config.hub_timeout,
     )  # fmt: skip
     columns = COLUMNS.get(name, (config.text_column or "text",))
     repository = resolve(name, flags)
@@ -90,7 +90,7 @@ def first_rows(source: Source) -> dict[str, list[Any]]:
     def first() -> dict[str, list[Any]]:
         return next(source.batches(unit), {name: [] for name in source.columns})
 
-    found: dict[str, list[Any]] = readable(lambda: patiently(first, f"{source.name}: {file.path}"), file, file.format)
+    found: dict[str, list[Any]] = readable(first, file, unit.part, source.cache_dir)
     return found
 
 
@@ -132,7 +132,7 @@ def download(repository: Repository, root: Path) -> None:
         for file in files:
             target = folder / file.path
             if not (target.is_file() and target.stat().st_size == file.size):
-                patiently(functools.partial(copy, file, target), f"{repository.name}: {file.path}")
+                patiently(functools.partial(copy, file, target), f"{repository.name}: {file.path}", file.hub_timeout)
             bar.update(file.size)
     print(f"  mirrored  {len(files)} files, {total / 1e6:,.1f} MB in {folder}; use it with --data_root {root}")
 
@@ -155,7 +155,7 @@ def copy(file: DataFile, target: Path) -> None:
     """One file, under a temporary name until it is complete. A connection that is cut is tried again by the caller."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.part")
-    with open_file(file.url) as opened, partial.open("wb") as written:
+    with open_file(file) as opened, partial.open("wb") as written:
         shutil.copyfileobj(opened, written, 1 << 20)
     if partial.stat().st_size != file.size:
         raise ConnectionError(f"{partial.stat().st_size} of {file.size} bytes came")

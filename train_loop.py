@@ -41,6 +41,7 @@ from miniqwen.metrics import predictions
 from miniqwen.modeling_miniqwen import compile_layers, count_parameters, load_model
 from miniqwen.optimizers import make_optimizer, make_schedule, set_learning_rate
 from miniqwen.output_folder import OutputFolder, check_batch, continued, open_output_dir, versions
+from miniqwen.packing import data_report
 from miniqwen.preemption import GivenUp, Preempted, next_update, until_stopped
 from miniqwen.runtime import Runtime
 from miniqwen.scoring import score_rounds
@@ -73,6 +74,7 @@ class Run:
         with self.runtime.together(tensors):
             if self.output:
                 self.output.save(whole, tensors, self.tracker.wandb_run_id)
+        self.tracker.data(progress.step, data_report(cursor))
 
     def write_final_model(self, progress: Progress) -> None:
         """Every rank takes part, rank 0 writes."""

@@ -23,6 +23,7 @@ TEXT_DATASETS = ("wikipedia", "arxiv", "both")
 QA_DATASETS = ("sciq", "commonsenseqa")
 TRACKERS = ("tensorboard", "wandb")
 STOP_FILE = "STOP"  # touched in --output_dir, it ends the run
+HUB_TIMEOUT = 1800.0  # seconds
 # What a run leaves in its folder: all that --overwrite_output_dir deletes there.
 LEFT_BY_A_RUN = (
     STOP_FILE, "bad_updates.json", "config.yaml", "metrics.jsonl", "trainer_state.json", "runs", "wandb", "report.html",
@@ -47,6 +48,9 @@ class DataFlags(Flags):
         None, "folder laid out like the hub (DIR/OWNER/NAME/...), used instead of it", group="data"
     )
     cache_dir: str | None = flag(None, "where downloads are kept (default: the Hugging Face cache)", group="data")
+    hub_timeout: float = flag(
+        HUB_TIMEOUT, "seconds to wait, at one place, for a hub that does not answer; then the run saves, and ends with "
+        "status 75", group="data")  # fmt: skip
     streaming: bool = flag(
         True, "read text as it is needed; False downloads the files of the data set first", group="data"
     )
@@ -90,6 +94,8 @@ class DataFlags(Flags):
             found.append(f"--text_column and --{qa_columns[0]} contradict each other: text data or QA data?")
         if self.dataset_name not in TEXT_DATASETS + QA_DATASETS:
             found += unknown_dataset(self.dataset_name)
+        if self.hub_timeout < 0:
+            found.append(f"--hub_timeout {self.hub_timeout}: must not be negative")
         if self.data_root and not Path(self.data_root).is_dir():
             found.append(
                 f"--data_root {self.data_root}: no such folder (make one with `python prepare_datasets.py --download`)"
@@ -148,6 +154,10 @@ class TrainConfig(DataFlags):
     token_cache: str | None = flag(
         None, "folder that `prepare_datasets.py --tokenize` wrote, read instead of the text: same blocks, same cursors",
         group="data")  # fmt: skip
+    on_bad_data: str = flag(
+        "error", "text that cannot be read (a broken page, gzip stream, line or UTF-8; a row that is no text): stop, "
+        "with a checkpoint, or skip the whole unit (row group, slice, gzipped file; or that row), counted and told",
+        group="data", choices=("error", "skip"))  # fmt: skip
     data_lanes: int | None = flag(
         None, "parallel streams of documents (default: blocks per update of the first run); part of the data order",
         group="data")  # fmt: skip
@@ -363,6 +373,8 @@ class TrainConfig(DataFlags):
             and self.best_metric == "eval_accuracy"
         ):
             found.append("--metric_for_best_model eval_accuracy needs --choices_column: accuracy ranks choices")
+        if self.on_bad_data == "skip" and (self.resolved_task == "finetune" or self.token_cache):
+            found.append("--on_bad_data skip is for streamed text: questions and token caches are read whole before")
         if self.mixture is not None:
             found += mixture_problems(self.mixture, self.dataset_name)
         if self.resolved_task == "pretrain":
@@ -600,6 +612,7 @@ class PrepareConfig(Flags):
     wikipedia_version: str = flag("20220301.en", "Wikipedia dump as DATE.LANGUAGE", group="how")
     data_root: str | None = flag(None, "check a mirror instead of the hub", group="how")
     cache_dir: str | None = flag(None, "where downloads are kept (default: the Hugging Face cache)", group="how")
+    hub_timeout: float = flag(HUB_TIMEOUT, "seconds to wait, at one place, for a hub that does not answer", group="how")
     num_samples: int = flag(2, "rows to show of each data set", group="how")
 
     @property
@@ -623,8 +636,9 @@ class PrepareConfig(Flags):
             found += model_problems(self.model_path, None)
         if self.datasets and self.demo:
             found.append("--demo writes data of its own; leave the other data sets out")
-        if self.num_samples < 0:
-            found.append(f"--num_samples {self.num_samples}: must not be negative")
+        for name in ("num_samples", "hub_timeout"):
+            if getattr(self, name) < 0:
+                found.append(f"--{name} {getattr(self, name)}: must not be negative")
         if self.data_root and not Path(self.data_root).is_dir():
             found.append(f"--data_root {self.data_root}: no such folder")
         for name in ("demo", "download", "tokenize"):

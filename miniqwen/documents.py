@@ -11,9 +11,10 @@ from __future__ import annotations
 import functools
 import itertools
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -93,11 +94,25 @@ class HeldOut:
         return sum(self.rows)
 
 
+class Document(NamedTuple):
+    """A text (or its tokens), its position, the position after it, and what was passed over just before it.
+
+    `passed`: how many rows by what was wrong with them; `skipped`: {unit: what was wrong} of units without a row.
+    """
+
+    content: Any
+    position: Position
+    after: Position
+    passed: Mapping[str, int] = {}
+    skipped: Mapping[str, str] = {}
+
+
 class LaneOrder:
     """The order in which `lanes` lanes read one source."""
 
-    def __init__(self, source: Windows, held_out: HeldOut, seed: int, lanes: int) -> None:
+    def __init__(self, source: Windows, held_out: HeldOut, seed: int, lanes: int, skip_bad: bool = False) -> None:
         self.source, self.held_out, self.seed, self.lanes = source, held_out, seed, lanes
+        self._skip_bad = skip_bad
         self._key = (seed, name_key(source.name))
         self._stripes = self._stripes_of_units()
         self._epoch_order = functools.lru_cache(maxsize=2)(self._permuted_pieces)
@@ -151,20 +166,28 @@ class LaneOrder:
             rows = rows[rows >= self.held_out.first_free_row(piece.unit)]
             yield window, rows[permutation(len(rows), *key, window)]
 
-    def documents(self, lane: int, start: Position) -> Iterator[tuple[Any, Position, Position]]:
-        """The lane's endless documents from `start` on: (text or tokens, its position, the position after it).
+    def documents(self, lane: int, start: Position) -> Iterator[Document]:
+        """The lane's endless documents from `start` on.
 
-        Raises `UserError` when a row's text is no text, or when the lane never gets a document.
+        Raises `UserError` when a row's text is no text (unless it may be skipped), or when the lane never gets a
+        document.
         """
         empty_epochs = 0
+        passed: Counter[str] = Counter()
+        skipped: dict[str, str] = {}
         for epoch in itertools.count(start.epoch):
             found = False
             first_piece = start.piece if epoch == start.epoch else 0
             for number in range(first_piece, self.num_pieces(lane)):
                 begin = start if (epoch, number) == (start.epoch, start.piece) else Position(epoch, number)
-                for document in self._documents_of(self.piece(epoch, lane, number), begin):
+                piece = self.piece(epoch, lane, number)
+                for document in self._documents_of(piece, begin, passed):
                     found = True
-                    yield document
+                    yield document._replace(passed=dict(passed), skipped=skipped)
+                    passed.clear()
+                    skipped = {}
+                if bad := self.source.skipped(piece.unit):
+                    skipped[bad[0]] = bad[1]
             empty_epochs = 0 if found else empty_epochs + 1
             if empty_epochs == EMPTY_EPOCHS:
                 raise UserError(
@@ -172,31 +195,51 @@ class LaneOrder:
                     "lower --data_lanes (or the batch size)"
                 )
 
-    def _documents_of(self, piece: Piece, start: Position) -> Iterator[tuple[Any, Position, Position]]:
+    def _documents_of(self, piece: Piece, start: Position, passed: Counter[str]) -> Iterator[Document]:
+        """The documents of a piece; the rows between them are counted in `passed`."""
         windows = itertools.islice(enumerate(self.windows(start.epoch, piece)), start.window, None)
         for number, (window, rows) in windows:
-            documents = self._full_rows(piece.unit, window, rows) if len(rows) else []
+            if not len(rows):
+                continue
+            documents, alone = self._full_rows(piece.unit, window, rows)
+            passed.update(alone)
             here = functools.partial(Position, start.epoch, start.piece)
             first_row = start.row if number == start.window else 0
-            for index, (row, document) in enumerate(documents, 1):
+            for index, (row, document, odd) in enumerate(documents, 1):
                 if row >= first_row:
+                    passed.update(odd)
                     after = here(number, row + 1) if index < len(documents) else here(number + 1)
-                    yield document, here(number, row), after
+                    yield Document(document, here(number, row), after)
 
-    def _full_rows(self, unit: int, window: int, rows: np.ndarray) -> list[tuple[int, Any]]:
-        """(place in reading order, document) of the `rows` that hold any text: an empty one has nothing to learn from.
+    def _full_rows(
+        self, unit: int, window: int, rows: np.ndarray
+    ) -> tuple[list[tuple[int, Any, Counter[str]]], Counter[str]]:
+        """(place in reading order, document, odd rows beside it) of the `rows` that hold text; odd rows beside none.
 
-        A list of its own: a lane keeps its rows in memory, not those that the whole unit has.
+        An empty row has nothing to learn from. The rows before a document are counted with it, those behind the last
+        one too, as the position after it lies behind the window. A list of its own: a lane keeps its rows in memory,
+        not those that the whole unit has.
         """
         first, content = self.source.starts(unit)[window], self.source.read(unit, window)
-        found = []
+        found: list[tuple[int, Any, Counter[str]]] = []
+        odd: Counter[str] = Counter()
         for place, row in enumerate(rows.tolist()):
             document = content[row - first]
-            if document is not None and not isinstance(document, (str, np.ndarray)):
-                raise UserError(f"{self.source.place(unit, row)}: {document!r:.80} is not text")
-            if document is not None and len(document):
-                found.append((place, document))
-        return found
+            if document is None:
+                odd["null_documents"] += 1
+            elif not isinstance(document, (str, np.ndarray)):
+                if not self._skip_bad:
+                    kind = type(document).__name__
+                    raise UserError(f"{self.source.place(unit, row)}: {document!r:.80} is not text ({kind})")
+                odd["non_text_documents"] += 1
+            elif not len(document):
+                odd["empty_documents"] += 1
+            else:
+                found.append((place, document, odd))
+                odd = Counter()
+        if found:
+            found[-1][2].update(odd)
+        return found, Counter() if found else odd
 
 
 def hold_out(

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from miniqwen.config import TrainConfig, UserError
+from miniqwen.formats import BadData
 from miniqwen.output_folder import OutputFolder, note_end
+from miniqwen.patience import HubTimeout
 from miniqwen.preemption import Preempted, StopRequest
 from miniqwen.runtime import Runtime
 from miniqwen.tracking import Tracker
@@ -57,11 +59,24 @@ def reason_to_stop(stop: StopRequest, runtime: Runtime) -> str:
 
     Raises the `UserError` that a rank's data ended with: the others have saved with it.
     """
-    told = runtime.gather([stop.obeyed(), list(stop.data_error.problems) if stop.data_error else None])
-    for rank, (_, problems) in enumerate(told):
-        if problems:
-            raise UserError(*(f"rank {rank}: {problem}" if runtime.world_size > 1 else problem for problem in problems))
+    fault = stop.data_error
+    told = runtime.gather([stop.obeyed(), [type(fault).__name__, *fault.problems] if fault else None])
+    faults = [fault for _, fault in told if fault]
+    if faults:
+        raise _data_fault([kind for kind, *_ in faults], [problem for _, *problems in faults for problem in problems])
     rank, reason = next((rank, reason) for rank, (reason, _) in enumerate(told) if reason)
     reason = f"rank {rank}: {reason}" if runtime.world_size > 1 else reason
     runtime.print(f"stopped and saved: {reason}; --resume_from_checkpoint auto goes on")
     return str(reason)
+
+
+def _data_fault(kinds: Sequence[str], problems: Sequence[str]) -> UserError:
+    """What the data of some ranks ended with, for all of them to raise, and how to go on."""
+    go_on = "what was trained is saved: the same command with --resume_from_checkpoint auto goes on from there"
+    if all(kind == HubTimeout.__name__ for kind in kinds):
+        error: UserError = HubTimeout(*dict.fromkeys(problems), go_on)
+        error.of_one_rank = False
+        return error
+    if BadData.__name__ in kinds:
+        go_on += "; add --on_bad_data skip to pass over what cannot be read"
+    return UserError(*dict.fromkeys(problems), go_on)

@@ -33,6 +33,9 @@ T = TypeVar("T", bound="Flags")
 class UserError(Exception):
     """Mistakes the user can mend, all of them: shown on one screen, exit status 2."""
 
+    exit_status = 2
+    of_one_rank = False  # every process finds the same, so one of them says it
+
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
@@ -40,17 +43,17 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def user_errors_exit_2() -> Iterator[None]:
-    """Print a `UserError` as a short list on stderr and leave with status 2; other exceptions pass."""
+    """Print a `UserError` as a short list on stderr and leave with its status, 2 as a rule; other exceptions pass."""
     try:
         yield
     except UserError as error:
-        if os.environ.get("RANK", "0") != "0":  # every process finds the same; one of them says it
-            raise SystemExit(2) from None
+        if os.environ.get("RANK", "0") != "0" and not error.of_one_rank:
+            raise SystemExit(error.exit_status) from None
         count = len(error.problems)
         print(f"error: {'1 problem' if count == 1 else f'{count} problems'}", file=sys.stderr)
         for problem in error.problems:
             print(f"  * {problem}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(error.exit_status) from None
 
 
 def flag(

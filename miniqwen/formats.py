@@ -21,6 +21,11 @@ import pyarrow.parquet as pq
 
 from miniqwen.config import UserError
 
+
+class BadData(UserError):
+    """Bytes that are not what they should be: a broken page, gzip stream, line or text."""
+
+
 FORMATS = (
     ".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".txt", ".txt.gz",
 )  # fmt: skip
@@ -42,7 +47,7 @@ def format_of(path: str) -> str:
 
 def parquet_batches(opened: BinaryIO, metadata: Any, group: int, columns: Sequence[str], what: str) -> Iterator[Batch]:
     """The rows of one row group."""
-    with pq.ParquetFile(opened, metadata=metadata, pre_buffer=True) as parquet:
+    with pq.ParquetFile(opened, metadata=metadata, pre_buffer=True, page_checksum_verification=True) as parquet:
         check_columns(parquet.schema_arrow.names, columns, what)
         for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False):
             yield {name: batch[name].to_pylist() for name in columns}
@@ -119,9 +124,9 @@ def json_rows(opened: BinaryIO, what: str, first: str, may_be_array: bool) -> It
         try:
             row = json.loads(line) if isinstance(line, bytes) else line
         except (UnicodeDecodeError, ValueError) as error:
-            raise UserError(f"{what}: {first} {number} is not JSON in UTF-8 ({error})") from None
+            raise BadData(f"{what}: {first} {number} is not JSON in UTF-8 ({error})") from None
         if not isinstance(row, dict):
-            raise UserError(f"{what}: {first} {number}: expected an object {{...}}, got {str(row)[:60]!r}")
+            raise BadData(f"{what}: {first} {number}: expected an object {{...}}, got {str(row)[:60]!r}")
         yield row
 
 
@@ -130,7 +135,7 @@ def _array(data: bytes, what: str) -> list[Any]:
         found: list[Any] = json.loads(data)
         return found
     except (UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"{what}: is not JSON in UTF-8 ({error})") from None
+        raise BadData(f"{what}: is not JSON in UTF-8 ({error})") from None
 
 
 def _with_rest_of_line(head: bytes, opened: BinaryIO) -> list[bytes]:
@@ -151,7 +156,7 @@ def text_rows(opened: Iterable[bytes], sample_by: str, where: str) -> Iterator[d
             try:
                 text = b"".join(kept).decode("utf-8")
             except UnicodeDecodeError as error:
-                raise UserError(f"{where} {number} is not text in UTF-8 ({error})") from None
+                raise BadData(f"{where} {number} is not text in UTF-8 ({error})") from None
             yield {"text": text if sample_by == "document" else text.removesuffix("\n").removesuffix("\r")}
             kept = []
 

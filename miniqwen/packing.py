@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from miniqwen.documents import Position
+from miniqwen.documents import Document, Position
 
 BATCH_DOCUMENTS = 32  # read ahead of the packer in each lane; bounded, as every lane does it
 BATCH_CHARACTERS = 100_000
@@ -24,30 +24,40 @@ BATCH_CHARACTERS = 100_000
 
 @dataclass(frozen=True)
 class EncodedDocument:
-    """A document's tokens (its end token included), where it stands in its lane, and where the next one does."""
+    """A document's tokens (its end token included), where it stands in its lane, and where the next one does.
+
+    `counts`: one document, what was odd in it, and the rows passed over before it; `skipped`: units without a row.
+    """
 
     tokens: np.ndarray
     position: Position
     after: Position
+    counts: Mapping[str, int] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
 
 def encoded_documents(
-    documents: Iterator[tuple[Any, Position, Position]], encode: Callable[[Sequence[Any]], Sequence[Sequence[int]]]
+    documents: Iterator[Document],
+    encode: Callable[[Sequence[Any]], Sequence[Sequence[int]]],
+    oddities: Callable[[Any], Mapping[str, int]] = lambda document: {},
 ) -> Iterator[EncodedDocument]:
     """Documents as tokens, encoded a few at a time because the tokenizer is faster on batches than on single texts.
 
     A batch ends with its window, so that the next one is not read before it is needed.
     """
     while True:
-        read: list[tuple[Any, Position, Position]] = []
+        read: list[Document] = []
         characters = 0
         while len(read) < BATCH_DOCUMENTS and characters < BATCH_CHARACTERS:
             read.append(next(documents))
-            characters += len(read[-1][0])
-            if read[-1][2].row == 0:
+            characters += len(read[-1].content)
+            if read[-1].after.row == 0:
                 break
-        for tokens, (_, position, after) in zip(encode([text for text, _, _ in read]), read, strict=True):
-            yield EncodedDocument(np.asarray(tokens, dtype=np.int64), position, after)
+        for tokens, found in zip(encode([document.content for document in read]), read, strict=True):
+            counts = Counter({"documents": 1, **found.passed, **oddities(found.content)})
+            yield EncodedDocument(
+                np.asarray(tokens, dtype=np.int64), found.position, found.after, counts, found.skipped
+            )
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,8 @@ class Cursor:
 
     `positions`: per source, the document in use or the next one; `taken`: tokens put into blocks so far, per source;
     `open_source`, `offset`: the document that the last block ended in, and how many of its tokens are used up;
+    `counts`: {source: {name: documents and what was odd about them, or passed over, so far}}; `skipped`: {source:
+    {unit: what was wrong with it}}, of units that could not be read;
     `digest`: BLAKE2b of the digest before the lane's last block and that block's tokens (64 bits each, little-endian).
     """
 
@@ -64,6 +76,8 @@ class Cursor:
     open_source: str | None = None
     offset: int = 0
     digest: str = ""
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    skipped: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
     def start(cls, names: Sequence[str]) -> Cursor:
@@ -81,7 +95,7 @@ class Cursor:
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Cursor:
         positions = {name: Position(**position) for name, position in stored["positions"].items()}
-        return cls(positions, dict(stored["taken"]), stored["open_source"], stored["offset"], stored["digest"])
+        return cls(**{**stored, "positions": positions})
 
 
 @dataclass(frozen=True)
@@ -105,6 +119,8 @@ def pack(
     """
     streams = {name: open_stream(name, cursor.positions[name]) for name in shares}
     positions, taken = dict(cursor.positions), dict(cursor.taken)
+    counts = {name: Counter(cursor.counts.get(name, {})) for name in shares}
+    skipped = {name: dict(cursor.skipped.get(name, {})) for name in shares}
     name, offset, digest = cursor.open_source, cursor.offset, cursor.digest
     document = next(streams[name]) if name is not None else None
     while True:
@@ -115,6 +131,8 @@ def pack(
                 name = min(shares, key=lambda source: taken[source] / shares[source])
                 document, offset = next(streams[name]), 0
                 positions[name] = document.position
+                counts[name].update(document.counts)
+                skipped[name].update(document.skipped)
             part = document.tokens[offset : offset + length - filled]
             tokens[filled : filled + len(part)] = part
             filled, offset, taken[name] = filled + len(part), offset + len(part), taken[name] + len(part)
@@ -122,7 +140,25 @@ def pack(
                 positions[name], document = document.after, None
         open_source, used = (name, offset) if document is not None else (None, 0)
         digest = chained(digest, tokens)
-        yield Block(tokens, Cursor(dict(positions), dict(taken), open_source, used, digest))
+        told = {source: dict(found) for source, found in counts.items()}
+        bad = {source: dict(found) for source, found in skipped.items() if found}
+        yield Block(tokens, Cursor(dict(positions), dict(taken), open_source, used, digest, told, bad))
+
+
+def data_report(cursors: Mapping[str, Any]) -> dict[str, int]:
+    """What was met in the text so far, over all lanes and sources; empty where `cursors` are not of lanes."""
+    lanes = [lane for lane in cursors.values() if isinstance(lane, Mapping) and "counts" in lane]
+    total: Counter[str] = Counter({"documents": 0}) if lanes else Counter()
+    for lane in lanes:
+        for found in lane["counts"].values():
+            total.update(found)
+    skipped = {(source, unit) for lane in lanes for source, units in lane["skipped"].items() for unit in units}
+    return {**total, "skipped_units": len(skipped)} if lanes else {}
+
+
+def skipped_units(cursors: Mapping[str, Any], source: str) -> dict[str, str]:
+    """{unit: what was wrong with it} of a source, as any lane found it."""
+    return {unit: why for lane in cursors.values() for unit, why in lane.get("skipped", {}).get(source, {}).items()}
 
 
 def chained(digest: str, tokens: np.ndarray) -> str:

@@ -14,26 +14,27 @@ import gzip
 import io
 import os
 import platform
+import tempfile
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
-from huggingface_hub import hf_hub_download
 
-from miniqwen.config import DataFlags, UserError
-from miniqwen.formats import FORMATS, SLICED, Batch, file_batches, format_of, parquet_batches, read_slice
-from miniqwen.patience import patiently
+from miniqwen.config import HUB_TIMEOUT, DataFlags, UserError
+from miniqwen.formats import FORMATS, SLICED, BadData, Batch, file_batches, format_of, parquet_batches, read_slice
+from miniqwen.hub import HubFile, fetched, pinned
+from miniqwen.patience import is_passing, patiently
 
 REPOSITORIES = {
     "wikipedia": "wikimedia/wikipedia",
@@ -56,14 +57,20 @@ FOOTERS_KEPT = 64  # so that a row group costs one request, not two
 
 TEXT_COLUMNS = {"wikipedia": "text", "arxiv": "text"}
 
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file of a data set: its name in the repository, where it is read (a path or hf:// URL), its size in bytes."""
+    """A file of a data set: its name in the repository, where it is read (a path or hf:// URL), its size in bytes.
+
+    `hub_timeout`: seconds to wait for the hub where it does not answer.
+    """
 
     path: str
     url: str
     size: int
+    hub_timeout: float = field(default=HUB_TIMEOUT, compare=False)
 
     @property
     def format(self) -> str:
@@ -145,9 +152,11 @@ class Source:
         """What the rows depend on, for a checkpoint to remember."""
         names = ("repository", "config_name", "revision", "split")
         cut = {"sample_by": self.sample_by} if any(".txt" in file.format for file in self.files) else {}
+        broken = [path for path, groups in (self.row_groups or {}).items() if any(rows < 0 for rows, _ in groups)]
         return {
             **{name: getattr(self, name) for name in names},
             **cut,
+            **({"unreadable_files": broken} if broken else {}),
             "files": [[file.path, file.size] for file in self.files],
         }
 
@@ -160,14 +169,23 @@ class Source:
         row_groups = self.row_groups if self.row_groups is not None else self.list_row_groups()
         return Units.of(self.files, row_groups, self.sample_by)
 
-    def list_row_groups(self) -> dict[str, list[list[int]]]:
-        """{path: [(rows, bytes of the wanted columns), ...]} of each parquet file, from their footers."""
+    def list_row_groups(self, skip_bad: bool = False) -> dict[str, list[list[int]]]:
+        """{path: [(rows, bytes of the wanted columns), ...]} of each parquet file, from their footers.
+
+        With `skip_bad` a file whose footer is broken is one unit, of which nothing is known yet: rows -1.
+        """
         files = [file for file in self.files if file.format == ".parquet"]
         with ThreadPoolExecutor(LISTING_THREADS) as pool:
-            return dict(zip((file.path for file in files), pool.map(self._row_groups, files), strict=True))
+            listed = pool.map(partial(self._row_groups, skip_bad=skip_bad), files)
+            return dict(zip((file.path for file in files), listed, strict=True))
 
-    def _row_groups(self, file: DataFile) -> list[list[int]]:
-        metadata = self._metadata(file)
+    def _row_groups(self, file: DataFile, skip_bad: bool) -> list[list[int]]:
+        try:
+            metadata = self._metadata(file)
+        except BadData:
+            if not skip_bad:
+                raise
+            return [[-1, file.size]]
         wanted = [
             n for n in range(metadata.num_columns) if metadata.schema.column(n).path.split(".")[0] in self.columns
         ]
@@ -178,8 +196,7 @@ class Source:
         ]
 
     def _metadata(self, file: DataFile) -> Any:
-        footer = lambda: parquet_footer(file)  # noqa: E731
-        return readable(lambda: patiently(footer, f"{self.name}: {file.path}"), file, ".parquet")
+        return readable(lambda: parquet_footer(file), file)
 
     def read(self, unit: Unit) -> Batch:
         """{column: values} of a unit, in row order. Threads that want the same unit read it once.
@@ -222,23 +239,23 @@ class Source:
                     rows[name] += values
             return rows
 
-        return readable(lambda: patiently(decoded, f"{self.name}: {file.path}"), file, file.format)
+        return readable(decoded, file, unit.part, self.cache_dir)
 
     def batches(self, unit: Unit) -> Iterator[Batch]:
         """The rows of a unit, a few hundred at a time, read once and without waiting for a hub that fails."""
         file, what = self.files[unit.file], f"{self.name}: {self.files[unit.file].path}"
         if file.format == ".parquet":
-            with open_file(file.url) as opened:
+            with open_file(file) as opened:
                 yield from parquet_batches(opened, parquet_footer(file), unit.part, self.columns, what)
         elif is_sliced(file, self.sample_by):
-            with open_file(file.url) as opened:
+            with open_file(file) as opened:
                 data = read_slice(
                     opened, unit.start, unit.stop, file.format == ".txt" and self.sample_by == "paragraph"
                 )
             first = f"byte {unit.start}, line"
             yield from file_batches(io.BytesIO(data), file.format, self.columns, self.sample_by, what, first)
         else:
-            with open_file(local_copy(file, self.cache_dir)) as opened:
+            with Path(local_copy(file, self.cache_dir)).open("rb") as opened:
                 yield from file_batches(opened, file.format, self.columns, self.sample_by, what)
 
 
@@ -264,9 +281,10 @@ class Repository:
         listed = self.row_groups.get(split)
         return Source(*found, split, self.splits[split], columns, self.cache_dir, self.sample_by, listed)
 
-    def listed(self, splits: Sequence[str], columns: tuple[str, ...]) -> Repository:
+    def listed(self, splits: Sequence[str], columns: tuple[str, ...], skip_bad: bool = False) -> Repository:
         """The same with the row groups of those of `splits` that it has: nothing about them need be asked again."""
-        found = {split: self.source(split, columns).list_row_groups() for split in splits if split in self.splits}
+        there = [split for split in splits if split in self.splits]
+        found = {split: self.source(split, columns).list_row_groups(skip_bad) for split in there}
         return replace(self, row_groups=found)
 
     def to_json(self) -> dict[str, Any]:
@@ -321,8 +339,8 @@ def locate(name: str, flags: DataFlags) -> Repository:
             raise UserError(f"{name}: --data_root {flags.data_root} has no folder {path}")
     config_name, note = flags.dataset_config_name if name not in REPOSITORIES else None, None
     if name == "wikipedia":
-        config_name, note = _wikipedia_dump(where, flags.wikipedia_version)
-    revision, files = _files(name, where, config_name)
+        config_name, note = _wikipedia_dump(where, flags.wikipedia_version, flags.hub_timeout)
+    revision, files = _files(name, where, config_name, flags.hub_timeout)
     return Repository(name, path, config_name, revision, files, note, flags.cache_dir, flags.sample_by)
 
 
@@ -336,9 +354,9 @@ def _local(name: str) -> Repository:
     return Repository(path.name, str(path.resolve()), None, None, files)
 
 
-def _wikipedia_dump(where: str, wanted: str) -> tuple[str, str | None]:
+def _wikipedia_dump(where: str, wanted: str, limit: float) -> tuple[str, str | None]:
     """The configuration for `--wikipedia_version`, and a note if it is another dump of the same language."""
-    names = patiently(lambda: _explained("wikipedia", lambda: datasets.get_dataset_config_names(where)), "wikipedia")
+    names = _listed("wikipedia", where, limit, datasets.get_dataset_config_names)
     if wanted in names:
         return wanted, None
     language = wanted.partition(".")[2] or wanted
@@ -353,31 +371,44 @@ def _wikipedia_dump(where: str, wanted: str) -> tuple[str, str | None]:
     ], f"wikipedia: dump {wanted} is no longer served; using {dumps[-1]}, the newest one of that language"
 
 
-def _files(name: str, where: str, config_name: str | None) -> tuple[str | None, dict[str, tuple[DataFile, ...]]]:
+def _files(
+    name: str, where: str, config_name: str | None, limit: float = HUB_TIMEOUT
+) -> tuple[str | None, dict[str, tuple[DataFile, ...]]]:
     """(revision, files by split) of a data set on the hub or in a folder."""
 
-    def listed() -> tuple[str | None, dict[str, tuple[DataFile, ...]]]:
-        builder = _explained(name, lambda: datasets.load_dataset_builder(where, config_name))
+    def files_of(path: str, **pinning: Any) -> tuple[str | None, dict[str, tuple[DataFile, ...]]]:
+        builder = datasets.load_dataset_builder(path, config_name, **pinning)
         found: dict[str, tuple[DataFile, ...]] = {}
-        revision = None
         for split, urls in (builder.config.data_files or {}).items():
             files = []
             for url in urls:
-                filesystem, path = url_to_fs(url)
+                filesystem, file = url_to_fs(url)
                 inside = os.path.relpath(url, where)
                 if url.startswith("hf://"):
-                    resolved = filesystem.resolve_path(path)
-                    revision, inside = resolved.revision, resolved.path_in_repo
-                files.append(DataFile(inside, url, filesystem.info(path)["size"]))
+                    inside = filesystem.resolve_path(file).path_in_repo
+                files.append(DataFile(inside, url, filesystem.info(file)["size"], limit))
             found[str(split)] = tuple(files)
-        return revision, found
+        return pinning.get("revision"), found
 
-    revision, files = patiently(listed, name)
+    revision, files = _listed(name, where, limit, files_of)
     if not files or not any(files.values()):
         raise UserError(f"{name}: no data files in {where}; expected {', '.join(FORMATS)}")
     for file in (file for found in files.values() for file in found):
         _ = file.format
     return revision, files
+
+
+def _listed(name: str, where: str, limit: float, ask: Callable[..., Result]) -> Result:
+    """What `ask(where, revision=, cache_dir=)` finds, in a folder or in the commit that the hub has now.
+
+    The empty cache is for `datasets`, which would answer from one in place of a hub that does not answer.
+    """
+    if Path(where).is_dir():
+        return _explained(name, lambda: ask(where))
+    revision = _explained(name, lambda: pinned(where, name, limit))
+    with tempfile.TemporaryDirectory() as empty:
+        call = lambda: ask(where, revision=revision, cache_dir=empty)  # noqa: E731
+        return patiently(lambda: _explained(name, call), name, limit)
 
 
 def _explained(name: str, call: Any) -> Any:
@@ -390,7 +421,7 @@ def _explained(name: str, call: Any) -> Any:
             "or gated, or give a local file"
         ) from None
     except (ValueError, RuntimeError, FileNotFoundError) as error:
-        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        if is_passing(error) or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError)):
             raise
         said = " ".join(str(error).split())
         hint = "; choose one with --dataset_config_name" if "onfig" in said else ""
@@ -401,26 +432,19 @@ def _explained(name: str, call: Any) -> Any:
 
 def downloaded(file: DataFile, cache_dir: str | None = None) -> DataFile:
     """The file in the hub's cache; a local file as it is."""
-    return DataFile(file.path, local_copy(file, cache_dir), file.size)
+    return replace(file, url=local_copy(file, cache_dir))
 
 
-def local_copy(file: DataFile, cache_dir: str | None = None) -> str:
-    """Path of the file on this machine, fetched once from the hub: for formats that cannot be entered in the middle."""
+def local_copy(file: DataFile, cache_dir: str | None = None, *, again: bool = False) -> str:
+    """Path of the file on this machine, fetched once from the hub: for formats that cannot be entered in the middle.
+
+    `again`: also where there is a copy already, which turned out to be damaged.
+    """
     if not file.url.startswith("hf://"):
         return file.url
     filesystem, path = url_to_fs(file.url)
-    resolved = filesystem.resolve_path(path)
-
-    def fetch() -> str:
-        return hf_hub_download(
-            resolved.repo_id,
-            resolved.path_in_repo,
-            repo_type="dataset",
-            revision=resolved.revision,
-            cache_dir=cache_dir,
-        )
-
-    return patiently(fetch, file.path)
+    at = patiently(lambda: filesystem.resolve_path(path), file.path, file.hub_timeout)
+    return fetched(at.repo_id, at.path_in_repo, at.revision, cache_dir, file.path, file.hub_timeout, again)
 
 
 def repository_card(repository: Repository) -> list[DataFile]:
@@ -432,9 +456,10 @@ def repository_card(repository: Repository) -> list[DataFile]:
         filesystem, path = url_to_fs(f"{root}/README.md")
         if not filesystem.exists(path):
             return []
-        return [DataFile("README.md", f"{root}/README.md", filesystem.info(path)["size"])]
+        size = filesystem.info(path)["size"]
+        return [DataFile("README.md", f"{root}/README.md", size, first.hub_timeout)]
 
-    return patiently(found, f"{repository.name}: README.md")
+    return patiently(found, f"{repository.name}: README.md", first.hub_timeout)
 
 
 def data_names(flags: DataFlags) -> tuple[str, ...]:
@@ -455,19 +480,41 @@ def is_sliced(file: DataFile, sample_by: str) -> bool:
 @lru_cache(maxsize=FOOTERS_KEPT)
 def parquet_footer(file: DataFile) -> Any:
     """What a parquet file says of its columns and row groups."""
-    with open_file(file.url) as opened:
+    with open_file(file) as opened:
         return pq.read_metadata(opened)
 
 
-def open_file(url: str) -> Any:
-    """A binary file, local or on the hub."""
-    filesystem, path = url_to_fs(url)
-    return filesystem.open(path, "rb")
+def open_file(file: DataFile) -> Any:
+    """A binary file, local or on the hub, which is waited for."""
+    return HubFile(file.url, file.hub_timeout) if file.url.startswith("hf://") else Path(file.url).open("rb")
 
 
-def readable(call: Any, file: DataFile, kind: str) -> Any:
-    """`call()`, with a decoder's error turned into one that names the file."""
-    try:
-        return call()
-    except (pa.ArrowException, zlib.error, gzip.BadGzipFile, EOFError) as error:
-        raise UserError(f"{file.path}: broken {kind} file ({' '.join(str(error).split())[:200]})") from None
+def readable(call: Callable[[], Result], file: DataFile, part: int = 0, cache_dir: str | None = None) -> Result:
+    """`call()`, which decodes a part of the file; what it cannot decode is `BadData` that names the file.
+
+    Bytes from the hub are asked for once more before that, so that it is the data that is bad and not the moment.
+    Flipped bits that still decode are seen where the file has checksums: gzip streams, parquet pages written with
+    them, and whole files that were downloaded (see hub.py).
+    """
+    for tries_left in (file.url.startswith("hf://"), False):
+        try:
+            return call()
+        except (BadData, pa.ArrowException, zlib.error, UnicodeDecodeError, EOFError, OSError) as error:
+            if not _is_decoder_error(error):
+                raise
+            if not tries_left:
+                said = " ".join(str(error).split())[:200]
+                where = file.path + (f", part {part}" if part else "")
+                raise (
+                    error if isinstance(error, BadData) else BadData(f"{where}: broken {file.format} ({said})")
+                ) from None
+            if file.format not in (".parquet", *SLICED):
+                local_copy(file, cache_dir, again=True)
+    raise AssertionError("unreachable")
+
+
+def _is_decoder_error(error: BaseException) -> bool:
+    """Arrow's own `OSError`s have no number, and are of no class that says what the system or the hub could not do."""
+    if isinstance(error, OSError):
+        return isinstance(error, gzip.BadGzipFile) or (type(error) is OSError and error.errno is None)
+    return True

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from miniqwen.bad_units import ReadableUnits
 from miniqwen.batches import (
     MicroBatch,
     Plan,
@@ -37,7 +38,7 @@ from miniqwen.batches import (
 )
 from miniqwen.config import TrainConfig, UserError
 from miniqwen.documents import HeldOut, LaneOrder, hold_out
-from miniqwen.packing import Block, Cursor, encoded_documents, pack, split
+from miniqwen.packing import Block, Cursor, encoded_documents, pack, skipped_units, split
 from miniqwen.qa import (
     Example,
     Fitted,
@@ -51,7 +52,7 @@ from miniqwen.qa import (
 from miniqwen.questions import Question
 from miniqwen.sources import Repository, data_names, locate, text_column
 from miniqwen.token_cache import open_token_cache
-from miniqwen.tokenization_miniqwen import document_encoder
+from miniqwen.tokenization_miniqwen import document_encoder, text_oddities
 from miniqwen.windows import TextWindows, Windows
 
 
@@ -86,7 +87,8 @@ def list_data(config: TrainConfig) -> dict[str, Any]:
     for name in data_names(config):
         repository = locate(name, config)
         if config.resolved_task == "pretrain" and not config.token_cache:
-            repository = repository.listed((config.train_split,), (text_column(name, config),))
+            columns, skip_bad = (text_column(name, config),), config.on_bad_data == "skip"
+            repository = repository.listed((config.train_split,), columns, skip_bad)
         found[name] = repository.to_json()
     return found
 
@@ -134,6 +136,9 @@ def _text_task(
         notes.append(f"{name}: {len(text.identity['files'])} files; validation: {len(text.validation)} blocks, {kept}")
 
     def updates(cursor: Mapping[str, Any]) -> Prefetched[Update]:
+        for name, text in texts.items():
+            if isinstance(text.order.source, ReadableUnits):
+                text.order.source.remember(skipped_units(cursor, name))
         starts = lane_cursors(cursor, list(texts), own_lanes)
         own = {lane: lane_blocks(texts, shares, lane, starts[lane], config.length) for lane in own_lanes}
         made = text_updates(own, plan, lanes, max(config.preprocessing_num_workers, 1), end)
@@ -160,6 +165,7 @@ class TrainingText:
 
     order: LaneOrder
     encode: Callable[[Sequence[Any]], Sequence[Sequence[int]]]
+    oddities: Callable[[Any], Mapping[str, int]]
     validation: Sequence[np.ndarray]
     validated_on: str
     identity: Mapping[str, Any]
@@ -178,7 +184,9 @@ def lane_blocks(
 ) -> Iterator[Block]:
     """Endless blocks of one lane, its sources mixed."""
     return pack(
-        lambda name, position: encoded_documents(texts[name].order.documents(lane, position), texts[name].encode),
+        lambda name, position: encoded_documents(
+            texts[name].order.documents(lane, position), texts[name].encode, texts[name].oddities
+        ),
         shares, start, length,
     )  # fmt: skip
 
@@ -198,11 +206,13 @@ def _training_text(
     """
     columns = (text_column(name, config),)
     source = repository.source(config.train_split, columns)
-    windows: Windows = TextWindows(source)
-    own_encode = encode
+    skip_bad = config.on_bad_data == "skip"
+    windows: Windows = ReadableUnits(TextWindows(source)) if skip_bad else TextWindows(source)
+    own_encode, oddities = encode, text_oddities(tokenizer)
     if config.token_cache:
         windows = open_token_cache(Path(config.token_cache), source, tokenizer)
         own_encode = lambda documents: documents  # noqa: E731  # they are tokens already
+        oddities = lambda document: {}  # noqa: E731  # and the text is not here to be looked at
     wanted = config.validation_blocks * config.length
     validated_on = config.validation_split or ("validation" if "validation" in repository.splits else None)
     if validated_on is not None and validated_on != config.train_split:
@@ -214,8 +224,8 @@ def _training_text(
     if not kept:
         raise UserError(f"{name}: no validation text: the first rows are empty")
     validation = split(np.concatenate(kept)[:wanted], config.length)
-    order = LaneOrder(windows, held_out, config.seed, lanes)
-    return TrainingText(order, own_encode, validation, validated_on, source.identity())
+    order = LaneOrder(windows, held_out, config.seed, lanes, skip_bad)
+    return TrainingText(order, own_encode, oddities, validation, validated_on, source.identity())
 
 
 def _question_task(config: TrainConfig, repository: Repository, tokenizer: PreTrainedTokenizerBase, plan: Plan) -> Task:

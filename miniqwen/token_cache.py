@@ -59,6 +59,9 @@ class TokenWindows:
     def place(self, unit: int, row: int) -> str:
         return self._text.place(unit, row)
 
+    def skipped(self, unit: int) -> tuple[str, str] | None:
+        return None  # what cannot be read was never tokenised
+
     def _open(self, file: int) -> tuple[np.ndarray, np.ndarray]:
         ends = np.load(self._folder / f"{file:05}.ends.npy", mmap_mode="r", allow_pickle=False)
         dtype = np.dtype(json.loads((self._folder / MADE_OF).read_text())["dtype"])

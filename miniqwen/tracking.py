@@ -122,6 +122,14 @@ class Tracker:
             )
             tqdm.write(f"update {step}/{self._bar.total}  {words}", file=sys.stderr)
 
+    def data(self, step: int, counts: Mapping[str, int]) -> None:
+        """What was met in the text so far: documents, and those that were odd, passed over or skipped."""
+        if counts:
+            self._ship(step, counts, {name: f"data/{name}" for name in counts})
+        if counts and self._is_main:
+            words = "  ".join(f"{name} {count:,}" for name, count in counts.items() if count)
+            tqdm.write(f"update {step}/{self._bar.total}  {words}", file=sys.stderr)
+
     def close(self, failed: bool = False) -> None:
         """Flush and close every outlet."""
         if not self._is_main:
@@ -179,4 +187,5 @@ def _open_wandb(config: TrainConfig, folder: Path, run_id: str | None) -> Any:
     run.define_metric("train/global_step")
     run.define_metric("train/*", step_metric="train/global_step")
     run.define_metric("eval/*", step_metric="train/global_step")
+    run.define_metric("data/*", step_metric="train/global_step")
     return run

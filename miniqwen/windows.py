@@ -20,7 +20,6 @@ from typing import Any, Protocol
 from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 
-from miniqwen.patience import patiently
 from miniqwen.sources import GZIP_FACTOR, Source, Unit, Units, is_sliced, readable
 
 WINDOW_BYTES = 1 << 20  # of text; one row may be more
@@ -46,6 +45,9 @@ class Windows(Protocol):
 
     def place(self, unit: int, row: int) -> str:
         """Where a row stands, for messages."""
+
+    def skipped(self, unit: int) -> tuple[str, str] | None:
+        """Which unit this is and what is wrong with it, if it cannot be read and is passed over."""
 
 
 class TextWindows:
@@ -83,6 +85,9 @@ class TextWindows:
         part = f" of part {found.part}" if found.part else ""
         return f"{self.source.files[found.file].path}: row {row}{part}"
 
+    def skipped(self, unit: int) -> tuple[str, str] | None:
+        return None  # see bad_units.py
+
     def _column(self, unit: int) -> Sequence[Any]:
         return self.source.read(self.units()[unit])[self.source.columns[0]]
 
@@ -97,7 +102,7 @@ class TextWindows:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock"):  # the other processes of this machine wait and find it done
                 if not folder.is_dir():
-                    readable(lambda: patiently(cut, f"{self.name}: {file.path}"), file, file.format)
+                    readable(cut, file, found.part, self.source.cache_dir)
         index: dict[str, list[int]] = json.loads((folder / INDEX).read_text())
         return index
 

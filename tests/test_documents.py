@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def lane_order(source: Source, lanes: int, seed: int = 1, held_out: HeldOut = He
 def epoch(order: LaneOrder, lane: int, number: int) -> list[str]:
     """What `lane` reads in an epoch."""
     documents = order.documents(lane, Position(number))
-    return [text for text, position, _ in itertools.takewhile(lambda found: found[1].epoch == number, documents)]
+    return [found.content for found in itertools.takewhile(lambda found: found.position.epoch == number, documents)]
 
 
 def units_are_cut_small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,11 +118,11 @@ def test_a_lane_goes_on_exactly_from_any_position(
         units_are_cut_small(monkeypatch)
     order = lane_order(make_source(tmp_path / "data", kind), 3)
     whole = list(itertools.islice(order.documents(1, Position()), 80))  # more than two epochs of this lane
-    assert {position.epoch for _, position, _ in whole} >= {0, 1, 2}
+    assert {document.position.epoch for document in whole} >= {0, 1, 2}
     for done in range(0, 75, 7):
-        again = list(itertools.islice(order.documents(1, whole[done][2]), 5))
-        assert [text for text, _, _ in again] == [text for text, _, _ in whole[done + 1 : done + 6]]
-        assert next(order.documents(1, whole[done][1]))[0] == whole[done][0]
+        again = list(itertools.islice(order.documents(1, whole[done].after), 5))
+        assert [document.content for document in again] == [document.content for document in whole[done + 1 : done + 6]]
+        assert next(order.documents(1, whole[done].position)).content == whole[done].content
 
 
 @settings(max_examples=60, deadline=None)
@@ -147,7 +148,7 @@ def test_no_cut_of_files_into_units_windows_and_stripes_loses_or_repeats_a_docum
         read = [
             text
             for piece, (_, number) in zip(pieces, numbers, strict=True)
-            for text, _, _ in order._documents_of(piece, Position(0, number))
+            for text, *_ in order._documents_of(piece, Position(0, number), Counter())
         ]
         assert len(set(pieces)) == len(pieces)
         assert sorted(read) == sorted(["an anchor", *(text for text in texts if text)])

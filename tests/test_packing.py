@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miniqwen.documents import Position, permutation
+from miniqwen.documents import Document, Position, permutation
 from miniqwen.packing import Block, Cursor, EncodedDocument, best_fit, deal, encoded_documents, pack, split
 
 
@@ -75,7 +75,8 @@ def test_sources_are_mixed_by_tokens_and_not_by_documents() -> None:
 def test_documents_are_encoded_in_order_whatever_the_batching() -> None:
     texts = ["a" * (number % 7 + 1) for number in range(100)]
     stream = (
-        (text, Position(0, 0, 0, row), Position(0, 0, 0, row + 1)) for row, text in enumerate(itertools.cycle(texts))
+        Document(text, Position(0, 0, 0, row), Position(0, 0, 0, row + 1))
+        for row, text in enumerate(itertools.cycle(texts))
     )
     encoded = encoded_documents(stream, lambda batch: [[len(text)] for text in batch])
     first = list(itertools.islice(encoded, 250))

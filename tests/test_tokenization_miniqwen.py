@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 import random
 import unicodedata
@@ -11,16 +13,19 @@ import pytest
 import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from miniqwen.config import UserError
 from miniqwen.tokenization_miniqwen import (
+    LONGEST_PIECE,
     PATTERN,
     SPECIAL_TOKENS,
     encode_documents,
     encode_text,
     load_tokenizer,
+    split_text,
+    text_oddities,
     train_tokenizer,
 )
 
@@ -60,7 +65,7 @@ def test_every_text_comes_back_from_its_tokens_in_normal_form_c(text: str) -> No
 @given(st.lists(odd_texts, max_size=5))
 def test_documents_are_their_texts_tokens_and_one_end_token(texts: list[str]) -> None:
     expected = [[*encode_text(TOKENIZER, text), TOKENIZER.eos_token_id] for text in texts]
-    assert encode_documents(TOKENIZER, texts) == expected
+    assert [tokens.tolist() for tokens in encode_documents(TOKENIZER, texts)] == expected
 
 
 @pytest.mark.parametrize("special", SPECIAL_TOKENS)
@@ -135,3 +140,41 @@ def test_a_folder_without_a_usable_tokenizer_is_an_error_that_says_why(tmp_path:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match="no tokenizer to load"):  # stock transformers makes one of 3 entries
         load_tokenizer(folder)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(st.sampled_from("ab Zé1 .,'\n\t\u0301<|中。한\u00a0-_"), min_size=1, max_size=300), st.integers(8, 40))
+def test_a_long_text_is_encoded_in_pieces_with_the_tokens_of_the_whole(text: str, limit: int) -> None:
+    pieces = split_text(text, limit)
+    assert "".join(pieces) == text
+    assert max(map(len, pieces)) <= limit
+    cut_hard = any(
+        not (before[-1].isalpha() or before[-1].isdecimal()) or behind[0] not in " .,'\n\u00a0-_。\t"
+        for before, behind in itertools.pairwise(pieces)
+    )
+    if not cut_hard:
+        assert [token for piece in pieces for token in encode_text(TOKENIZER, piece)] == encode_text(TOKENIZER, text)
+
+
+def test_a_very_long_text_gives_the_tokens_of_its_words_and_one_without_a_word_end_is_encoded_too() -> None:
+    text = " ".join(TEXTS) * (2 * LONGEST_PIECE // len(" ".join(TEXTS)) + 2)
+    assert len(split_text(text)) > 2
+    (tokens,) = encode_documents(TOKENIZER, [text])
+    whole = TOKENIZER.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    assert tokens.tolist() == [*whole, TOKENIZER.eos_token_id]
+    (tokens,) = encode_documents(TOKENIZER, ["a" * (LONGEST_PIECE + 5)])
+    assert TOKENIZER.decode(tokens[:-1]) == "a" * (LONGEST_PIECE + 5)
+
+
+def test_no_added_token_comes_out_of_a_text_special_or_not_and_their_strings_are_counted() -> None:
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.add_tokens([AddedToken("<think>", special=False), AddedToken("</think>", special=False)])
+    text = "<think> is <|im_start|> no <|endoftext|> control </think> token"
+    assert tokenizer.convert_tokens_to_ids("<think>") in tokenizer(text)["input_ids"]  # what the library itself does
+    tokens = encode_text(tokenizer, text)
+    assert not set(tokens) & set(tokenizer.added_tokens_decoder)
+    assert tokenizer.decode(tokens) == text
+    count = text_oddities(tokenizer)
+    assert count(text) == {"special_token_strings": 4}
+    assert count("one \ud800 and \udfff") == {"replaced_surrogates": 2}
+    assert count("nothing odd, \U0001f600 nor <b> here") == {}
