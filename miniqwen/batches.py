@@ -25,6 +25,7 @@ from miniqwen.documents import permutation
 from miniqwen.packing import Block, Cursor, best_fit, deal
 from miniqwen.qa import Example
 
+ENDING_SECONDS = 10.0  # for a background thread to finish the item it is at; one that waits for the hub is left
 IGNORED = -100  # target of positions that are not trained on, as everywhere in the field
 Item = TypeVar("Item")
 
@@ -271,7 +272,8 @@ class Prefetched(Iterator[Item]):
         self._closed = threading.Event()
         if ahead:
             self._made = queue.Queue(maxsize=ahead)
-            threading.Thread(target=_work_ahead, args=(items, self._made, self._closed), daemon=True).start()
+            self._thread = threading.Thread(target=_work_ahead, args=(items, self._made, self._closed), daemon=True)
+            self._thread.start()
 
     def within(self, seconds: float | None) -> Item | None:
         """The next item, or None when the thread does not have it in time; None `seconds` wait without end."""
@@ -294,6 +296,8 @@ class Prefetched(Iterator[Item]):
         self._closed.set()
         while self._made is not None and not self._made.empty():  # a thread that waits to hand over can go on, and end
             self._made.get_nowait()
+        if self._made is not None:  # Python ending inside a thread that is in torch aborts the process
+            self._thread.join(timeout=ENDING_SECONDS)
 
     def __del__(self) -> None:
         self.close()
