@@ -65,6 +65,9 @@ def asked_backend(config: TrainConfig, environment: Mapping[str, str] | None = N
         problems.append("the Accelerate file asks for DeepSpeed, and so does --deepspeed: give one")
     if fsdp and config.fsdp is not None:
         problems.append("the Accelerate file asks for FSDP, and so does --fsdp: give one")
+    on_cpu = not torch.cuda.is_available() or _on(env, "ACCELERATE_USE_CPU")
+    if on_cpu and ((fsdp and _on(env, "FSDP_OFFLOAD_PARAMS")) or "offload" in (config.fsdp or "")):
+        problems.append("FSDP2's offload moves parameters off a GPU, and there is none: leave offload out")
     settings = None
     if zero or config.deepspeed is not None:
         settings, found = zero_settings(config, precision, env)
@@ -77,7 +80,6 @@ def asked_backend(config: TrainConfig, environment: Mapping[str, str] | None = N
         raise UserError(*problems)
     several = int(env.get("WORLD_SIZE", "1")) > 1 or "LOCAL_RANK" in env
     kind = ZERO if settings else FSDP2 if fsdp or config.fsdp is not None else DDP if several else SINGLE
-    on_cpu = not torch.cuda.is_available() or _on(env, "ACCELERATE_USE_CPU")
     return Backend(kind, precision, on_cpu, settings)
 
 

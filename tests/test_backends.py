@@ -23,7 +23,11 @@ from safetensors.torch import load_file
 
 PLANS = ((1, 8), (2, 4), (4, 2), (8, 1))  # micro-batch x accumulation of one process
 CONTINUED = (2, 4)  # the plan that runs to update 10, and is saved at 5
-VARIANTS = {"bf16": ["--bf16"], "recomputed": ["--gradient_checkpointing"], "muon": ["--optim", "muon"]}
+VARIANTS = {
+    "bf16": ["--bf16"], "recomputed": ["--gradient_checkpointing"],
+    # Muon works on matrices in bfloat16, and what FSDP2 sums in another order moves with the learning rate
+    "muon": ["--optim", "muon", "--learning_rate", "3e-4"],
+}  # fmt: skip
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") and shutil.which("ninja", path=str(Path(sys.executable).parent))),
     reason="DeepSpeed compiles its CPU communication with g++ and ninja",
@@ -256,7 +260,8 @@ def test_recomputed_activations_change_nothing(chain: Bench, place: Place) -> No
 def test_muon_makes_the_same_updates_on_several_processes(chain: Bench, place: Place) -> None:
     reference, output = chain.folder / "reference-muon", chain.variant(place, "muon")
     assert difference(output, reference) <= 1e-4
-    assert difference(reference, chain.reference(2) / "checkpoint-5") > 1e-3  # it is not AdamW
+    state = load_file(output / "checkpoint-5" / "optimizer.safetensors")
+    assert sum(name.startswith("momentum_buffer.") for name in state) == 14  # seven matrices in each layer
     for step in range(1, 6):
         assert metrics(output)[step]["loss"] == pytest.approx(metrics(reference)[step]["loss"], rel=1e-4)
 

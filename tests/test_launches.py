@@ -34,7 +34,7 @@ def test_launchers_are_understood() -> None:
         for name, environment, fsdp in (
             ("python", {}, None), ("torchrun", TWO, None), ("accelerate", {**ACCELERATE, **TWO}, None),
             ("one process of accelerate", {**ACCELERATE, "ACCELERATE_USE_CPU": "True"}, None),
-            ("fsdp file", FSDP, None), ("fsdp flag", TWO, "full_shard"), ("fsdp alone", {}, "shard_grad_op offload"),
+            ("fsdp file", FSDP, None), ("fsdp flag", TWO, "full_shard"), ("fsdp alone", {}, "shard_grad_op"),
             ("zero file", DEEPSPEED, None),
         )
     }  # fmt: skip
@@ -52,6 +52,8 @@ def test_a_launch_that_would_not_run_as_asked_is_refused() -> None:
     assert "parallelism_config" in problems({**FSDP, "ACCELERATE_USE_PARALLELISM_CONFIG": "true"})[0]
     assert "add --bf16" in problems({**TWO, "ACCELERATE_MIXED_PRECISION": "bf16"})[0]
     assert "--torch_compile" in problems({**TWO, "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"})[0]
+    assert "leave offload out" in problems(TWO, fsdp="full_shard offload")[0]
+    assert "leave offload out" in problems({**FSDP, "FSDP_OFFLOAD_PARAMS": "true"})[0]
     assert "both asked for" in problems(FSDP, deepspeed=str(ROOT / "ds_configs/zero2.json"))[0]
     assert "flat pieces" in problems(DEEPSPEED, optim="muon")[0]
     assert asked_backend(dataclasses.replace(CONFIG, optim="muon"), FSDP).name == FSDP2
