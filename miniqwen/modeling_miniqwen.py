@@ -70,14 +70,15 @@ class TargetLoss:
             raise ValueError(
                 f"with targets, {', '.join(unused)} would be ignored: give input_ids, position_ids, cu_seqlens"
             )
-        weight = self.lm_head.weight  # type: ignore[attr-defined]
         rows, length = targets.shape
-        documents = None if cu_seqlens is None else lay_out(cu_seqlens, rows, length, computes_in(weight))
+        precision = computes_in(next(self.parameters()))  # type: ignore[attr-defined]
+        documents = None if cu_seqlens is None else lay_out(cu_seqlens, rows, length, precision)
         # in this form the library builds no mask of its own and hands ours to the layers as it is
         output = self.model(  # type: ignore[attr-defined]
             input_ids=input_ids, position_ids=position_ids, attention_mask={"full_attention": documents},
             use_cache=False,
         )  # fmt: skip
+        weight = self.lm_head.weight  # type: ignore[attr-defined]  # not before: sharded models gather it on the way
         if per_row:
             return log_likelihoods(output.last_hidden_state, weight, targets)
         return cross_entropy_sum(output.last_hidden_state, weight, targets, drop_ignored=drop_ignored)
