@@ -36,8 +36,8 @@ from miniqwen.checkpoint import write_json
 from miniqwen.flags import RECORDED
 from miniqwen.modeling_miniqwen import load_model
 from miniqwen.questions import Question, read_questions
+from miniqwen.repositories import resolve
 from miniqwen.scoring import ChoiceScores, score_share
-from miniqwen.sources import resolve
 from miniqwen.tokenization_miniqwen import load_tokenizer
 
 DEFAULT_SPLITS = {"sciq": "test", "commonsenseqa": "validation"}  # CommonsenseQA's test split has no answers

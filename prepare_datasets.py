@@ -30,17 +30,8 @@ from tqdm import tqdm
 from miniqwen.config import QA_DATASETS, DataFlags, UserError
 from miniqwen.demo import write_demo
 from miniqwen.patience import patiently
-from miniqwen.sources import (
-    REPOSITORIES,
-    DataFile,
-    Repository,
-    Source,
-    open_file,
-    readable,
-    repository_card,
-    resolve,
-    text_column,
-)
+from miniqwen.repositories import REPOSITORIES, Repository, repository_card, resolve, text_column
+from miniqwen.sources import DataFile, Source, open_file, readable
 from miniqwen.token_cache import write_token_cache
 from miniqwen.tokenization_miniqwen import load_tokenizer
 

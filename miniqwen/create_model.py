@@ -41,7 +41,8 @@ from miniqwen.modeling_miniqwen import (
     size_parameters,
 )
 from miniqwen.patience import patiently
-from miniqwen.sources import Source, resolve
+from miniqwen.repositories import resolve
+from miniqwen.sources import Source
 from miniqwen.tokenization_miniqwen import load_tokenizer, train_tokenizer
 from miniqwen.windows import TextWindows
 

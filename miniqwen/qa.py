@@ -26,7 +26,7 @@ from miniqwen.questions import LABELS, Question, read_questions
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from miniqwen.sources import Repository
+    from miniqwen.repositories import Repository
 
 TEMPLATE_FILE = "prompt_templates.json"
 PROMPT_FIELDS = ("question", "choices", "support")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from miniqwen.config import DataFlags, UserError
 
 if TYPE_CHECKING:
-    from miniqwen.sources import Repository
+    from miniqwen.repositories import Repository
 
 LABELS = string.ascii_uppercase
 SHOWN_ROWS = 10  # of the bad ones

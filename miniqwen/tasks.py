@@ -50,7 +50,7 @@ from miniqwen.qa import (
     training_questions,
 )
 from miniqwen.questions import Question
-from miniqwen.sources import Repository, data_names, locate, text_column
+from miniqwen.repositories import Repository, data_names, locate, text_column
 from miniqwen.token_cache import open_token_cache
 from miniqwen.tokenization_miniqwen import document_encoder, text_oddities
 from miniqwen.windows import TextWindows, Windows

@@ -20,7 +20,7 @@ from miniqwen.config import DataFlags, TrainConfig, UserError
 from miniqwen.documents import HeldOut, LaneOrder
 from miniqwen.formats import BadData
 from miniqwen.packing import data_report
-from miniqwen.sources import resolve
+from miniqwen.repositories import resolve
 from miniqwen.tasks import list_data, make_task
 from miniqwen.windows import TextWindows
 

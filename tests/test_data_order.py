@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from miniqwen.batches import Plan, Update
 from miniqwen.config import TEXT_DATASETS, TrainConfig, UserError
 from miniqwen.packing import chained
-from miniqwen.sources import resolve
+from miniqwen.repositories import resolve
 from miniqwen.tasks import Task, list_data, make_task
 from miniqwen.token_cache import write_token_cache
 from miniqwen.tokenization_miniqwen import encode_documents, load_tokenizer

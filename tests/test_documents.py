@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from miniqwen import sources, windows
 from miniqwen.config import DataFlags, UserError
 from miniqwen.documents import HeldOut, LaneOrder, Piece, Position, hold_out, permutation
-from miniqwen.sources import Source, resolve
+from miniqwen.repositories import resolve
+from miniqwen.sources import Source
 from miniqwen.windows import TextWindows
 
 TEXTS = [f"document {number}" + ", and so on" * (number % 5) for number in range(97)]

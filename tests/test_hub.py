@@ -23,7 +23,7 @@ NAMES = ("some/parquet", "some/zipped", "some/lines")
 READ = """
 import hashlib, json, sys
 from miniqwen.config import DataFlags, UserError
-from miniqwen.sources import resolve
+from miniqwen.repositories import resolve
 digest = hashlib.sha256()
 try:
     for name in sys.argv[3:]:

@@ -12,7 +12,7 @@ import pytest
 
 from miniqwen.config import DataFlags, UserError
 from miniqwen.questions import Question, read_questions
-from miniqwen.sources import resolve
+from miniqwen.repositories import resolve
 
 SCIQ_ROW = {
     "question": "What gas do plants take in?", "distractor3": "argon", "distractor1": "oxygen", "distractor2": "neon",
