@@ -41,7 +41,7 @@ from miniqwen.metrics import predictions
 from miniqwen.modeling_miniqwen import compile_layers, count_parameters, load_model
 from miniqwen.optimizers import make_optimizer, make_schedule, set_learning_rate
 from miniqwen.output_folder import OutputFolder, check_batch, continued, open_output_dir, versions
-from miniqwen.packing import data_report
+from miniqwen.packing import data_report, lanes_together
 from miniqwen.preemption import GivenUp, Preempted, next_update, until_stopped
 from miniqwen.runtime import Runtime
 from miniqwen.scoring import score_rounds
@@ -74,7 +74,6 @@ class Run:
         with self.runtime.together(tensors):
             if self.output:
                 self.output.save(whole, tensors, self.tracker.wandb_run_id)
-        self.tracker.data(progress.step, data_report(cursor))
 
     def write_final_model(self, progress: Progress) -> None:
         """Every rank takes part, rank 0 writes."""
@@ -145,7 +144,8 @@ def train(config: TrainConfig, task: Task, steps: Steps, run: Run, progress: Pro
         if progress.step % config.logging_steps == 0 or progress.step in (1, steps.total):
             metrics = window.metrics(runtime, learning_rate, grad_norm, steps.total - progress.step)
             counts = {"tokens": progress.tokens, "skipped_updates": progress.skipped_updates}
-            run.tracker.train(progress.step, {**metrics, **counts, "epoch": steps.epoch(progress)})
+            met = data_report(dict(enumerate(runtime.gather(lanes_together(progress.cursor)))))
+            run.tracker.train(progress.step, {**metrics, **counts, "epoch": steps.epoch(progress)}, met)
             window = Window(runtime.device)
 
 

@@ -145,15 +145,28 @@ def pack(
         yield Block(tokens, Cursor(dict(positions), dict(taken), open_source, used, digest, told, bad))
 
 
-def data_report(cursors: Mapping[str, Any]) -> dict[str, int]:
-    """What was met in the text so far, over all lanes and sources; empty where `cursors` are not of lanes."""
+def lanes_together(cursors: Mapping[Any, Any]) -> dict[str, Any]:
+    """What the lanes of `cursors` met in the text, in the form of one lane's cursor: little, whatever their number.
+
+    Empty where `cursors` are not of lanes.
+    """
     lanes = [lane for lane in cursors.values() if isinstance(lane, Mapping) and "counts" in lane]
-    total: Counter[str] = Counter({"documents": 0}) if lanes else Counter()
+    if not lanes:
+        return {}
+    total: Counter[str] = Counter({"documents": 0})
+    skipped: dict[str, dict[str, str]] = defaultdict(dict)
     for lane in lanes:
         for found in lane["counts"].values():
             total.update(found)
-    skipped = {(source, unit) for lane in lanes for source, units in lane["skipped"].items() for unit in units}
-    return {**total, "skipped_units": len(skipped)} if lanes else {}
+        for source, units in lane["skipped"].items():
+            skipped[source].update(units)
+    return {"counts": {"all": dict(total)}, "skipped": dict(skipped)}
+
+
+def data_report(cursors: Mapping[Any, Any]) -> dict[str, int]:
+    """What was met in the text so far, over all lanes and sources; a unit that several lanes skipped counts once."""
+    met = lanes_together(cursors)
+    return {**met["counts"]["all"], "skipped_units": sum(map(len, met["skipped"].values()))} if met else {}
 
 
 def skipped_units(cursors: Mapping[str, Any], source: str) -> dict[str, str]:

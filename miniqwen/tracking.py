@@ -104,14 +104,17 @@ class Tracker:
         if self._is_main:
             tqdm.write(line)
 
-    def train(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of the updates since the last line."""
-        self._ship(step, metrics, {name: f"train/{name}" for name in metrics})
+    def train(self, step: int, metrics: Mapping[str, float], met: Mapping[str, int]) -> None:
+        """Metrics of the updates since the last line; `met`: documents so far, and those that were odd or left out."""
+        names = {name: f"train/{name}" for name in metrics} | {name: f"data/{name}" for name in met}
+        self._ship(step, {**metrics, **met}, names)
         if self._is_main:
             speed = f"{metrics['tokens_per_second']:,.0f} tokens/s"
             text = f"loss {metrics['loss']:.4f}  lr {metrics['learning_rate']:.2e}  {speed}"
             self._bar.set_postfix_str(text)
             self._say(f"update {step}/{self._bar.total}  {text}{self._time_left(metrics)}")
+            if met and step == self._bar.total:
+                self.say("met in the text: " + "  ".join(f"{name} {count:,}" for name, count in met.items() if count))
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of an evaluation, named `eval_...`."""
@@ -120,14 +123,6 @@ class Tracker:
             words = "  ".join(
                 f"{name} {value:.4f}" for name, value in metrics.items() if name not in ("eval_seconds", "epoch")
             )
-            tqdm.write(f"update {step}/{self._bar.total}  {words}", file=sys.stderr)
-
-    def data(self, step: int, counts: Mapping[str, int]) -> None:
-        """What was met in the text so far: documents, and those that were odd, passed over or skipped."""
-        if counts:
-            self._ship(step, counts, {name: f"data/{name}" for name in counts})
-        if counts and self._is_main:
-            words = "  ".join(f"{name} {count:,}" for name, count in counts.items() if count)
             tqdm.write(f"update {step}/{self._bar.total}  {words}", file=sys.stderr)
 
     def close(self, failed: bool = False) -> None:

@@ -230,6 +230,6 @@ def test_the_loop_saves_before_bad_data_stops_it_and_goes_on_without_it(model: P
     assert f"skipped train.parquet#{late} (--on_bad_data skip)" in done.stderr
     told = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     reports = [line for line in told if "documents" in line]
-    assert [line["step"] for line in reports] == [state["step"], 90]
+    assert reports[-1]["step"] == 90
     assert reports[-1]["skipped_units"] == 1
     assert reports[-1]["documents"] > reports[0]["documents"] > 0
