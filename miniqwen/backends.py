@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -129,6 +130,10 @@ def make_accelerator(backend: Backend, config: TrainConfig, timeout: timedelta) 
     # read already; Accelerate would change the loop's own accumulation, switch DeepSpeed off, and refuse the settings
     for variable in ("GRADIENT_ACCUMULATION_STEPS", "USE_CPU", "CONFIG_DS_FIELDS"):
         os.environ.pop(f"ACCELERATE_{variable}", None)
+    if backend.on_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns of it, also where it is not used
+    # DeepSpeed 0.19.8 calls names that torch 2.13 has renamed, and torch says so at every call
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
     if backend.kind in (FSDP2, ZERO):
         os.environ["ACCELERATE_USE_FSDP" if backend.kind == FSDP2 else "ACCELERATE_USE_DEEPSPEED"] = "true"
         if "RANK" not in os.environ:
