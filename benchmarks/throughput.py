@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 LENGTH, ROWS = 1024, 16
+PASSES = 3  # over the text, of ours
 KEEPS, BEATS = 0.95, 1.4
 
 
@@ -68,8 +69,8 @@ def alone(tokenizer: Any, texts: list[str]) -> int:
     )
 
 
-def ours(tokenizer: Any, files: list[Path], column: str, threads: int) -> Iterator[int]:
-    """Tokens of each update of 16 blocks, endlessly."""
+def ours(tokenizer: Any, files: list[Path], column: str, threads: int, updates: int) -> int:
+    """Tokens of `updates` of 16 blocks, from the listing on; what was made ahead of the last one is lost."""
     from miniqwen.batches import Plan
     from miniqwen.config import TrainConfig
     from miniqwen.tasks import list_data, make_task
@@ -78,8 +79,13 @@ def ours(tokenizer: Any, files: list[Path], column: str, threads: int) -> Iterat
         dataset_name=str(files[0].parent), task="pretrain", text_column=column, max_steps=1, block_size=LENGTH,
         validation_blocks=1, preprocessing_num_workers=threads,
     )  # fmt: skip
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as the training loop sets it: each worker encodes for itself
     task = make_task(config, list_data(config), tokenizer, Plan(4, 4, 0, 1), None)
-    return (update.num_tokens for update in task.updates({}))
+    made = task.updates({})
+    tokens = sum(update.num_tokens for update in itertools.islice(made, updates))
+    made.close()
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    return tokens
 
 
 def usual(tokenizer: Any, files: list[Path], column: str) -> int:
@@ -139,14 +145,10 @@ def main() -> int:
         tokenizer.model_max_length = 10**9  # no warning about long documents
         tokens = alone(tokenizer, texts)
         print(f"{len(texts):,} documents, {tokens:,} tokens, {given.threads} thread(s), {given.rounds} rounds")
-        # ours reads ahead in every lane: what is timed is one pass's worth of tokens after a part of a pass
-        updates = ours(tokenizer, files, given.text_column, given.threads)
-        per_pass = max(1, tokens // (ROWS * LENGTH))
-        for _ in itertools.islice(updates, per_pass // 2):
-            pass
+        updates = PASSES * tokens // (ROWS * LENGTH)
         ways: dict[str, Callable[[], int]] = {
             "alone": lambda: alone(tokenizer, texts),
-            "ours": lambda: sum(itertools.islice(updates, per_pass)),
+            "ours": lambda: ours(tokenizer, files, given.text_column, given.threads, updates),
             "datasets": lambda: usual(tokenizer, files, given.text_column),
         }
         rounds = [{name: speed(way) for name, way in ways.items()} for _ in range(given.rounds)]

@@ -8,6 +8,7 @@ Costs: background threads (`--preprocessing_num_workers`) that work ahead by a f
 
 from __future__ import annotations
 
+import itertools
 import math
 import queue
 import threading
@@ -27,6 +28,7 @@ from miniqwen.qa import Example
 
 ENDING_SECONDS = 10.0  # for a background thread to finish the item it is at; one that waits for the hub is left
 IGNORED = -100  # target of positions that are not trained on, as everywhere in the field
+UPDATES_AHEAD = 8  # that each lane makes at once where several threads share the lanes
 Item = TypeVar("Item")
 
 
@@ -172,25 +174,44 @@ def text_updates(
 ) -> Iterator[Update]:
     """Endless updates of this rank: the same number of blocks from each of its lanes, in lane order.
 
-    Several `workers` (threads) make the blocks of several lanes at once: the hub, the tokenizer and parquet do not wait
-    for each other. A lane is only ever in the hands of one of them, so its blocks are the same.
-    `end` keeps documents apart: see `block_batch`.
+    `workers`: see `_rounds`. `end` keeps documents apart: see `block_batch`.
     """
     rounds = plan.rows_per_update // num_lanes
     order = sorted(lanes)
-    with ThreadPoolExecutor(workers) as pool:
-        at_once = pool.map if workers > 1 else map
+    for made in _rounds([lanes[lane] for lane in order], rounds, workers):
+        blocks = [of_lane[number] for number in range(rounds) for of_lane in made]
+        length = len(blocks[0].tokens)
+        micro_batches = [
+            block_batch([block.tokens for block in blocks[start : start + plan.micro_batch]], length, end)
+            for start in range(0, len(blocks), plan.micro_batch)
+        ]
+        last = [of_lane[-1].cursor for of_lane in made]
+        cursor = {str(lane): behind.to_json() for lane, behind in zip(order, last, strict=True)}
+        yield Update.of(micro_batches, cursor, max(behind.epoch for behind in last))
+
+
+def _rounds(lanes: Sequence[Iterator[Block]], rounds: int, workers: int) -> Iterator[list[list[Block]]]:
+    """For each update, the next `rounds` blocks of each lane.
+
+    Several `workers` (threads) make the blocks of several lanes at once, up to `UPDATES_AHEAD` updates of each, and the
+    next ones while these are handed out: lanes need the tokenizer at different times, and no thread waits for another.
+    A lane is only ever in the hands of one of them, so its blocks are the same.
+    """
+    if workers <= 1:
         while True:
-            made = list(at_once(lambda lane: [next(lanes[lane]) for _ in range(rounds)], order))
-            blocks = [of_lane[number] for number in range(rounds) for of_lane in made]
-            length = len(blocks[0].tokens)
-            micro_batches = [
-                block_batch([block.tokens for block in blocks[start : start + plan.micro_batch]], length, end)
-                for start in range(0, len(blocks), plan.micro_batch)
-            ]
-            last = [of_lane[-1].cursor for of_lane in made]
-            cursor = {str(lane): behind.to_json() for lane, behind in zip(order, last, strict=True)}
-            yield Update.of(micro_batches, cursor, max(behind.epoch for behind in last))
+            yield [list(itertools.islice(lane, rounds)) for lane in lanes]
+    pool, updates = ThreadPoolExecutor(workers), 1  # the first update is waited for
+    submit = lambda: [pool.submit(list, itertools.islice(lane, rounds * updates)) for lane in lanes]  # noqa: E731
+    try:
+        coming = submit()
+        while True:
+            made, count = [blocks.result() for blocks in coming], updates
+            updates = min(2 * updates, UPDATES_AHEAD)
+            coming = submit()
+            for number in range(count):
+                yield [blocks[number * rounds : (number + 1) * rounds] for blocks in made]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def lane_cursors(stored: Mapping[str, Any], names: Sequence[str], lanes: range) -> dict[int, Cursor]:

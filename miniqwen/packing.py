@@ -18,8 +18,9 @@ import numpy as np
 
 from miniqwen.documents import Document, Position
 
-BATCH_DOCUMENTS = 32  # read ahead of the packer in each lane; bounded, as every lane does it
-BATCH_CHARACTERS = 100_000
+BATCH_DOCUMENTS = 128  # read ahead of the packer in each lane; bounded, as every lane does it
+BATCH_CHARACTERS = 400_000
+FEW_DOCUMENTS = 32
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def encoded_documents(
 ) -> Iterator[EncodedDocument]:
     """Documents as tokens, encoded a few at a time because the tokenizer is faster on batches than on single texts.
 
-    A batch ends with its window, so that the next one is not read before it is needed.
+    A batch ends with its window, so that the next one is not read before it is needed, unless it would be a small one:
+    windows of a few rows are stripes of a small source, which is soon read whole anyway.
     """
     while True:
         read: list[Document] = []
@@ -51,7 +53,7 @@ def encoded_documents(
         while len(read) < BATCH_DOCUMENTS and characters < BATCH_CHARACTERS:
             read.append(next(documents))
             characters += len(read[-1].content)
-            if read[-1].after.row == 0:
+            if read[-1].after.row == 0 and len(read) >= FEW_DOCUMENTS:
                 break
         for tokens, found in zip(encode([document.content for document in read]), read, strict=True):
             counts = Counter({"documents": 1, **found.passed, **oddities(found.content)})

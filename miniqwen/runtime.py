@@ -40,8 +40,8 @@ class Runtime:
         """Join the other processes; raises `UserError` for launches that would not run as they ask."""
         self._timeout = config.collective_timeout
         patience = timedelta(seconds=max(START_UP, self._timeout))
-        # the tokenizer's threads; read once, when it first encodes
-        os.environ["RAYON_NUM_THREADS"] = str(max(config.preprocessing_num_workers, 1))
+        # every worker encodes in its own thread: threads of the tokenizer's own would wait for each other in each batch
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self.backend = asked_backend(config)
         self._accelerator, precision = make_accelerator(self.backend, config, patience), self.backend.precision
         self._seed = config.seed
