@@ -83,12 +83,13 @@ class Tracker:
         if not is_main:
             return
         folder = Path(config.output_dir or ".")
-        cut_torn_line(folder / "metrics.jsonl")
-        self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._tensorboard = _open_tensorboard(folder, step) if "tensorboard" in config.trackers else None
+        # first, as it may be refused: nothing is left in the folder then
         self._wandb = _open_wandb(config, folder, wandb_run_id) if "wandb" in config.trackers else None
         if self._wandb:
             self.wandb_run_id = self._wandb.id
+        cut_torn_line(folder / "metrics.jsonl")
+        self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._tensorboard = _open_tensorboard(folder, step) if "tensorboard" in config.trackers else None
         # a bar needs a terminal; a log file gets one line per event instead
         self._bar = tqdm(
             total=total_steps, initial=step, unit="update", disable=not sys.stderr.isatty(), dynamic_ncols=True
