@@ -2,6 +2,7 @@
 
     python benchmarks/save_resume.py                        # 1, 10 and 50 million parameters
     python benchmarks/save_resume.py --millions 100 --folder /scratch
+    OMP_NUM_THREADS=1 python benchmarks/save_resume.py      # leaves cores to the writer, as training on a GPU does
 
 One process on the CPU, a model with AdamW's moments. "the loop loses" is the time that updates during a background save
 take longer than the same updates without one, and the copying before it. Exit status 1 when the largest model's loop
