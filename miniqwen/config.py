@@ -332,10 +332,6 @@ class TrainConfig(DataFlags):
     def larger_is_better(self) -> bool:
         return self.greater_is_better if self.greater_is_better is not None else self.best_metric != "eval_loss"
 
-    @property
-    def evaluates_while_training(self) -> bool:
-        return self.eval_strategy != "no"
-
     def problems(self) -> list[str]:
         return [
             *super().problems(),
