@@ -194,24 +194,42 @@ def _rounds(lanes: Sequence[Iterator[Block]], rounds: int, workers: int) -> Iter
     """For each update, the next `rounds` blocks of each lane.
 
     Several `workers` (threads) make the blocks of several lanes at once, up to `UPDATES_AHEAD` updates of each, and the
-    next ones while these are handed out: lanes need the tokenizer at different times, and no thread waits for another.
-    A lane is only ever in the hands of one of them, so its blocks are the same.
+    next ones of a lane as soon as these are fetched: lanes need the tokenizer at different times, and no thread waits
+    for another. A lane is only ever in the hands of one of them, so its blocks are the same; and an error in a lane is
+    raised where its block was to come.
     """
     if workers <= 1:
         while True:
             yield [list(itertools.islice(lane, rounds)) for lane in lanes]
     pool, updates = ThreadPoolExecutor(workers), 1  # the first update is waited for
-    submit = lambda: [pool.submit(list, itertools.islice(lane, rounds * updates)) for lane in lanes]  # noqa: E731
     try:
-        coming = submit()
+        coming = [pool.submit(_some_of, lane, rounds) for lane in lanes]
         while True:
-            made, count = [blocks.result() for blocks in coming], updates
-            updates = min(2 * updates, UPDATES_AHEAD)
-            coming = submit()
-            for number in range(count):
-                yield [blocks[number * rounds : (number + 1) * rounds] for blocks in made]
+            count, updates = updates, min(2 * updates, UPDATES_AHEAD)
+            made, errors = [], []
+            for number, lane in enumerate(lanes):
+                blocks, error = coming[number].result()
+                coming[number] = pool.submit(_some_of, lane, rounds * updates)
+                made.append(blocks)
+                errors.append(error)
+            for start in range(0, rounds * count, rounds):
+                for blocks, error in zip(made, errors, strict=True):
+                    if error is not None and len(blocks) < start + rounds:
+                        raise error
+                yield [blocks[start : start + rounds] for blocks in made]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _some_of(lane: Iterator[Block], number: int) -> tuple[list[Block], BaseException | None]:
+    """The next blocks of a lane, and the error that cut them short."""
+    blocks: list[Block] = []
+    try:
+        for block in itertools.islice(lane, number):
+            blocks.append(block)
+    except BaseException as error:
+        return blocks, error
+    return blocks, None
 
 
 def lane_cursors(stored: Mapping[str, Any], names: Sequence[str], lanes: range) -> dict[int, Cursor]:

@@ -9,6 +9,7 @@ Costs: to start at a position, one unit is read (of a large one, one window). A 
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import zlib
 from collections import Counter
@@ -28,8 +29,7 @@ EMPTY_EPOCHS = 100  # a lane without a single document in that many epochs will 
 ENCODED_ROWS = 64  # at once, where validation text is held out
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """Where a document stands in a lane's endless stream: epoch, piece within it, window and row within that."""
 
     epoch: int = 0
@@ -63,16 +63,18 @@ class Piece:
 
 
 def permutation(count: int, *key: int) -> np.ndarray:
-    """A permutation of range(count) that depends on `key` alone, in every numpy version.
-
-    Built on a bit generator's raw output and a stable sort: numpy promises those, and not `Generator.permutation`.
-    """
+    """A permutation of range(count) that depends on `key` alone, in every version of every library."""
+    if count <= 1:  # pieces of a single window are many
+        return np.arange(count)
     return np.argsort(raw_numbers(count, *key), kind="stable")
 
 
 def raw_numbers(count: int, *key: int) -> np.ndarray:
-    """`count` random numbers of 64 bits."""
-    return np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
+    """`count` random numbers of 64 bits: the hash of `key`, of any length.
+
+    For a few numbers, ten times as fast as setting up a random generator; pieces of a few rows are many.
+    """
+    return np.frombuffer(hashlib.shake_128(repr(tuple(map(int, key))).encode()).digest(8 * count), "<u8")
 
 
 def name_key(name: str) -> int:
@@ -181,9 +183,9 @@ class LaneOrder:
             for number in range(first_piece, self.num_pieces(lane)):
                 begin = start if (epoch, number) == (start.epoch, start.piece) else Position(epoch, number)
                 piece = self.piece(epoch, lane, number)
-                for document in self._documents_of(piece, begin, passed):
+                for content, position, after in self._documents_of(piece, begin, passed):
                     found = True
-                    yield document._replace(passed=dict(passed), skipped=skipped)
+                    yield Document(content, position, after, dict(passed), skipped)
                     passed.clear()
                     skipped = {}
                 if bad := self.source.skipped(piece.unit):
@@ -195,8 +197,10 @@ class LaneOrder:
                     "lower --data_lanes (or the batch size)"
                 )
 
-    def _documents_of(self, piece: Piece, start: Position, passed: Counter[str]) -> Iterator[Document]:
-        """The documents of a piece; the rows between them are counted in `passed`."""
+    def _documents_of(
+        self, piece: Piece, start: Position, passed: Counter[str]
+    ) -> Iterator[tuple[Any, Position, Position]]:
+        """The documents of a piece, each with its position and the one after; rows between are counted in `passed`."""
         windows = itertools.islice(enumerate(self.windows(start.epoch, piece)), start.window, None)
         for number, (window, rows) in windows:
             if not len(rows):
@@ -207,13 +211,14 @@ class LaneOrder:
             first_row = start.row if number == start.window else 0
             for index, (row, document, odd) in enumerate(documents, 1):
                 if row >= first_row:
-                    passed.update(odd)
+                    if odd:
+                        passed.update(odd)
                     after = here(number, row + 1) if index < len(documents) else here(number + 1)
-                    yield Document(document, here(number, row), after)
+                    yield document, here(number, row), after
 
     def _full_rows(
         self, unit: int, window: int, rows: np.ndarray
-    ) -> tuple[list[tuple[int, Any, Counter[str]]], Counter[str]]:
+    ) -> tuple[list[tuple[int, Any, dict[str, int]]], Counter[str]]:
         """(place in reading order, document, odd rows beside it) of the `rows` that hold text; odd rows beside none.
 
         An empty row has nothing to learn from. The rows before a document are counted with it, those behind the last
@@ -221,7 +226,7 @@ class LaneOrder:
         not those that the whole unit has.
         """
         first, content = self.source.starts(unit)[window], self.source.read(unit, window)
-        found: list[tuple[int, Any, Counter[str]]] = []
+        found: list[tuple[int, Any, dict[str, int]]] = []
         odd: Counter[str] = Counter()
         for place, row in enumerate(rows.tolist()):
             document = content[row - first]
@@ -235,11 +240,13 @@ class LaneOrder:
             elif not len(document):
                 odd["empty_documents"] += 1
             else:
-                found.append((place, document, odd))
-                odd = Counter()
-        if found:
-            found[-1][2].update(odd)
-        return found, Counter() if found else odd
+                found.append((place, document, dict(odd)))
+                odd.clear()
+        if found and odd:
+            place, document, before = found[-1]
+            found[-1] = (place, document, odd + Counter(before))
+            odd = Counter()
+        return found, odd
 
 
 def hold_out(

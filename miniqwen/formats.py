@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -37,6 +38,7 @@ LARGEST_ARRAY = 1 << 30  # bytes of a JSON array, which the parser wants whole
 Batch = dict[str, list[Any]]
 
 
+@lru_cache(maxsize=1024)
 def format_of(path: str) -> str:
     """One of `FORMATS`; `UserError` for other files."""
     for ending in sorted(FORMATS, key=len, reverse=True):

@@ -18,9 +18,8 @@ import numpy as np
 
 from miniqwen.documents import Document, Position
 
-BATCH_DOCUMENTS = 128  # read ahead of the packer in each lane; bounded, as every lane does it
-BATCH_CHARACTERS = 400_000
-FEW_DOCUMENTS = 32
+BATCH_DOCUMENTS = 128  # read ahead of the packer in each lane; few, as every lane does it
+BATCH_CHARACTERS = 40_000
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,9 @@ def encoded_documents(
     encode: Callable[[Sequence[Any]], Sequence[Sequence[int]]],
     oddities: Callable[[Any], Mapping[str, int]] = lambda document: {},
 ) -> Iterator[EncodedDocument]:
-    """Documents as tokens, encoded a few at a time because the tokenizer is faster on batches than on single texts.
+    """Documents as tokens, encoded a few at a time: one call for each costs more where they are tiny.
 
-    A batch ends with its window, so that the next one is not read before it is needed, unless it would be a small one:
-    windows of a few rows are stripes of a small source, which is soon read whole anyway.
+    A batch ends with its window, so that the next one is not read before it is needed.
     """
     while True:
         read: list[Document] = []
@@ -53,13 +51,11 @@ def encoded_documents(
         while len(read) < BATCH_DOCUMENTS and characters < BATCH_CHARACTERS:
             read.append(next(documents))
             characters += len(read[-1].content)
-            if read[-1].after.row == 0 and len(read) >= FEW_DOCUMENTS:
+            if read[-1].after.row == 0:
                 break
         for tokens, found in zip(encode([document.content for document in read]), read, strict=True):
-            counts = Counter({"documents": 1, **found.passed, **oddities(found.content)})
-            yield EncodedDocument(
-                np.asarray(tokens, dtype=np.int64), found.position, found.after, counts, found.skipped
-            )
+            counts = {"documents": 1, **found.passed, **oddities(found.content)}
+            yield EncodedDocument(np.asarray(tokens), found.position, found.after, counts, found.skipped)
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ class Cursor:
     `open_source`, `offset`: the document that the last block ended in, and how many of its tokens are used up;
     `counts`: {source: {name: documents and what was odd about them, or passed over, so far}}; `skipped`: {source:
     {unit: what was wrong with it}}, of units that could not be read;
-    `digest`: BLAKE2b of the digest before the lane's last block and that block's tokens (64 bits each, little-endian).
+    `digest`: BLAKE2b of the digest before the lane's last block and that block's tokens (32 bits each, little-endian).
     """
 
     positions: Mapping[str, Position]
@@ -92,7 +88,7 @@ class Cursor:
 
     def to_json(self) -> dict[str, Any]:
         # not dataclasses.asdict, which copies deeply: a twelfth of the whole data path's time
-        return {**vars(self), "positions": {name: {**vars(position)} for name, position in self.positions.items()}}
+        return {**vars(self), "positions": {name: position._asdict() for name, position in self.positions.items()}}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Cursor:
@@ -133,7 +129,8 @@ def pack(
                 name = min(shares, key=lambda source: taken[source] / shares[source])
                 document, offset = next(streams[name]), 0
                 positions[name] = document.position
-                counts[name].update(document.counts)
+                for what, number in document.counts.items():
+                    counts[name][what] += number
                 skipped[name].update(document.skipped)
             part = document.tokens[offset : offset + length - filled]
             tokens[filled : filled + len(part)] = part
@@ -178,7 +175,7 @@ def skipped_units(cursors: Mapping[str, Any], source: str) -> dict[str, str]:
 
 def chained(digest: str, tokens: np.ndarray) -> str:
     """The digest after one more block."""
-    return hashlib.blake2b(digest.encode() + tokens.astype("<i8").tobytes(), digest_size=8).hexdigest()
+    return hashlib.blake2b(digest.encode() + tokens.astype("<u4").tobytes(), digest_size=8).hexdigest()
 
 
 def split(tokens: np.ndarray, length: int) -> list[np.ndarray]:

@@ -56,11 +56,12 @@ class TextWindows:
     def __init__(self, source: Source) -> None:
         self.source, self.name = source, source.name
         self._index = lru_cache(maxsize=256)(self._read_index)
+        self.is_large = lru_cache(maxsize=1024)(self._is_large)
 
     def units(self) -> Units:
         return self.source.units()
 
-    def is_large(self, unit: int) -> bool:
+    def _is_large(self, unit: int) -> bool:
         found = self.units()[unit]
         return decoded_bytes(self.source, found) > LARGE_BYTES and not is_one_document(self.source, found)
 

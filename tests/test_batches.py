@@ -247,3 +247,17 @@ def test_working_ahead_changes_nothing_and_errors_arrive_in_their_place() -> Non
     assert [next(ahead) for _ in range(5)] == list(range(5))
     with pytest.raises(UserError, match="row 5 is broken"):
         next(ahead)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_an_error_in_one_lane_comes_with_the_update_that_needs_its_block(workers: int) -> None:
+    def broken() -> Iterator[Block]:
+        yield from itertools.islice(lane(1), 5)
+        raise UserError("row 5 is broken")
+
+    lanes = {0: lane(0), 1: broken(), 2: lane(2), 3: lane(3)}
+    made = text_updates(lanes, Plan(4, 1, 0, 1), 4, workers)
+    for number in range(5):
+        assert next(made).micro_batches[0].input_ids[:, 1].tolist() == [number] * 4
+    with pytest.raises(UserError, match="row 5 is broken"):
+        next(made)

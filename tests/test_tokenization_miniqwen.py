@@ -178,3 +178,20 @@ def test_no_added_token_comes_out_of_a_text_special_or_not_and_their_strings_are
     assert count(text) == {"special_token_strings": 4}
     assert count("one \ud800 and \udfff") == {"replaced_surrogates": 2}
     assert count("nothing odd, \U0001f600 nor <b> here") == {}
+
+
+def test_what_python_takes_as_normalised_the_tokenizers_own_normalisation_leaves_as_it_is() -> None:
+    """Every character by itself, and behind a letter, which a mark would be put together with."""
+    own = TOKENIZER.backend_tokenizer.normalizer
+    texts = [text for code in range(0x110000) if not 0xD800 <= code < 0xE000 for text in (chr(code), f"a{chr(code)}")]
+    normal = [text for text in texts if unicodedata.is_normalized("NFC", text)]
+    assert 0.99 < len(normal) / len(texts) < 1
+    together = "\n".join(normal)  # nothing is put together with a line end
+    assert own.normalize_str(together) == together
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(odd_texts, min_size=1, max_size=4))
+def test_documents_have_the_tokens_of_stock_transformers_normalised_or_not(texts: list[str]) -> None:
+    expected = [TOKENIZER(text)["input_ids"] for text in texts]
+    assert [tokens[:-1].tolist() for tokens in encode_documents(TOKENIZER, texts)] == expected
