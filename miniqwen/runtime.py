@@ -187,12 +187,15 @@ class Runtime:
             error = caught
         for _ in parts:
             pass
-        told = self.gather(f"{type(error).__name__}: {error}" if error else None)
+        told = self.gather([f"{type(error).__name__}: {error}", getattr(error, "exit_status", None)] if error else None)
         if error:
             raise error
-        first = next(((rank, text) for rank, text in enumerate(told) if text), None)
-        if first:
-            raise (UserError if first[1].startswith("UserError") else OSError)(f"rank {first[0]}: {first[1]}")
+        for rank, (text, exit_status) in ((rank, found) for rank, found in enumerate(told) if found):
+            if exit_status is None:
+                raise OSError(f"rank {rank}: {text}")
+            problem = UserError(f"rank {rank}: {text}")
+            problem.exit_status = exit_status  # 75 where it is the hub that stayed away: every rank leaves with it
+            raise problem
 
     def on_main(self, call: Callable[[], Result]) -> Result:
         """What `call` gives on rank 0 (JSON-able), on every rank; its error too."""

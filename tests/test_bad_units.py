@@ -143,6 +143,37 @@ def test_what_was_skipped_stays_skipped_when_the_file_is_mended_and_a_new_run_re
     assert any((one != other).any() for one, other in zip(fresh, whole, strict=True))
 
 
+@pytest.mark.parametrize("where", ["footer", "held-out rows"])
+def test_a_mended_footer_or_held_out_row_refuses_a_resume_as_the_units_are_others_now(
+    model: Path, tmp_path: Path, where: str
+) -> None:
+    data, output = tmp_path / "data", tmp_path / "run"
+    good = parquet(data, ROWS).read_bytes()
+    if where == "footer":
+        bad = data / "train-more.parquet"
+        bad.write_bytes(good)
+        flip(bad, len(good) - 10)
+    else:
+        bad = data / "train.parquet"
+        flip(bad, middle_of_group(bad, 0))  # validation text comes from the first rows
+    flags = [
+        "--model_path", model, "--output_dir", output, "--dataset_name", data, "--task", "pretrain", "--block_size", 32,
+        "--per_device_train_batch_size", 4, "--validation_blocks", 2, "--save_steps", 2, "--report_to", "none",
+        "--on_bad_data", "skip", "--resume_from_checkpoint", "auto",
+    ]  # fmt: skip
+    done = run_script("train_loop.py", *flags, "--max_steps", 2)
+    assert done.returncode == 0, done.stderr
+    assert f"skipped {bad.name}#0" in done.stderr
+    same = run_script("train_loop.py", *flags, "--max_steps", 3)
+    assert same.returncode == 0, same.stderr
+    bad.write_bytes(good)
+    refused = run_script("train_loop.py", *flags, "--max_steps", 4)
+    assert refused.returncode == 2
+    assert ("train-more.parquet" if where == "footer" else "held_out_rows") in refused.stderr
+    assert "--allow_data_change" in refused.stderr
+    assert json.loads((output / "trainer_state.json").read_text())["last_checkpoint"] == "checkpoint-3"
+
+
 def test_flipped_bits_that_decode_are_seen_only_where_the_file_has_checksums(model: Path, tmp_path: Path) -> None:
     seen, unseen = parquet(tmp_path / "with", ROWS), parquet(tmp_path / "without", ROWS, checksums=False)
     for path in (seen, unseen):

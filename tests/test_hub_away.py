@@ -66,3 +66,16 @@ def test_a_hub_that_leaves_in_mid_training_costs_nothing_but_time(
     assert json.loads((broken / "trainer_state.json").read_text())["status"] == "finished"
     for name, value in weights(whole).items():
         torch.testing.assert_close(weights(broken)[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_whichever_rank_leaves_first_has_status_75_when_the_hub_is_away_at_the_start(
+    root: Path, model: Path, tmp_path: Path
+) -> None:
+    with FaultyHub(root) as hub:
+        hub.faults = [Fault("status 503", ".*", times=1_000_000)]
+        done = train(hub, model, tmp_path / "run", "--hub_timeout", 1, processes=2)
+    assert done.returncode == 1  # torchrun's own
+    assert done.stderr.count("did not answer for") == 1
+    assert "exitcode  : 75" in done.stderr, done.stderr  # of whichever rank left first; torchrun ends the other
+    assert "exitcode  : 2 " not in done.stderr
+    assert 'train_loop.py", line' not in done.stderr
