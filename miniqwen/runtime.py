@@ -22,7 +22,7 @@ from accelerate.utils import set_seed
 from torch.distributed.tensor import DTensor
 from transformers.utils import logging as transformers_logging
 
-from miniqwen.backends import asked_backend, make_accelerator
+from miniqwen.backends import DDP, asked_backend, make_accelerator
 from miniqwen.config import TrainConfig, UserError
 from miniqwen.peers import Peers, differing
 from miniqwen.shards import Tensors, inner, is_engine, local_parameters, restore_masters, restore_optimizer
@@ -44,7 +44,7 @@ class Runtime:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self.backend = asked_backend(config)
         self._accelerator, precision = make_accelerator(self.backend, config, patience), self.backend.precision
-        self._seed = config.seed
+        self._seed, self._compiles = config.seed, config.torch_compile
         self.precision = {"no": "fp32"}.get(precision, precision)
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index
@@ -72,7 +72,19 @@ class Runtime:
         prepared, prepared_optimizer = self._accelerator.prepare(model, optimizer)
         if self.backend.zero is not None:
             check_engine(prepared, self.backend.zero)
+        if self.backend.kind == DDP and not self._compiles:
+            self._settle(prepared)
         return prepared, prepared_optimizer
+
+    def _settle(self, model: torch.nn.Module) -> None:
+        """Let DDP put the gradients into the order in which they come, which it does behind the first backward.
+
+        What several processes sum depends on that order in its last bits: a resumed run would make its first update in
+        another one than the run that was not interrupted. A compiled model would be compiled for these two tokens.
+        """
+        tokens = torch.zeros((1, 2), dtype=torch.int64, device=self.device)
+        model(input_ids=tokens, targets=tokens).backward()
+        model.zero_grad()
 
     def restore(
         self, model: torch.nn.Module, optimizer: Any, weights: Tensors, state: Tensors | None,

@@ -231,6 +231,16 @@ def test_a_checkpoint_goes_on_at_any_other_place_and_bit_for_bit_at_its_own(chai
     assert [own[step]["loss"] for step in range(6, 11)] == [whole[step]["loss"] for step in range(6, 11)]
 
 
+@pytest.mark.slow
+def test_ddp_resumes_bit_for_bit_on_four_processes_too_where_the_order_of_sums_could_change(
+    model: Path, tmp_path: Path
+) -> None:
+    """With two processes a sum has one order only."""
+    bench, place = Bench(tmp_path, model), Place("ddp", 4)
+    bench.launch(place, [*bench.plans(place, [CONTINUED]), bench.resume(place, place)])
+    assert difference(bench.resumed(place, place), bench.output(place, CONTINUED)) == 0
+
+
 @needs_compiler
 @pytest.mark.parametrize("place", FAST[1:], ids=str)
 def test_half_precision_stays_near_and_resumes_bit_for_bit_from_fp32_masters(chain: Bench, place: Place) -> None:
