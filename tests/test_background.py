@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 import threading
 from pathlib import Path
 
@@ -34,6 +36,15 @@ def test_what_is_written_is_what_was_there_when_it_was_copied() -> None:
     again = background.copied([("weight", weight)])
     assert again[0][1] is copies[0][1]  # no new memory
     assert_close(again[0][1], torch.arange(4.0) + 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of single threads")
+def test_the_writer_gives_way_to_the_training_which_keeps_its_priority() -> None:
+    before, background, seen = os.getpriority(os.PRIO_PROCESS, 0), Background(), []
+    background.start(lambda: seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+    background.wait()
+    assert seen == [19] > [before]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
 
 
 def test_what_went_wrong_is_raised_once_by_the_next_wait() -> None:
