@@ -29,8 +29,9 @@ PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SURROGATES = re.compile("[\ud800-\udfff]")
-LONGEST_PIECE = 1 << 17  # characters of a text that are encoded at once
-CUT_WITHIN = 1 << 12  # characters before that in which a place to cut is looked for
+WORD_END = re.compile(r"[^\W_](?=[ \t\r\n,.;:!?，。、；：])")  # of letters and numbers, where splits by PATTERN end too
+USUAL_PIECE = 1 << 10  # characters of a text that are encoded at once: the library is slower with more
+LONG_PIECE, LONGEST_PIECE = 1 << 16, 1 << 17  # the same for tokenizers that split otherwise, and where no word ends
 CHARACTERS_AT_ONCE = 1 << 21  # of all pieces in one call
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -128,9 +129,9 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], end: Sequence[int] = ()) -> list[np.ndarray]:
-    """Each text's tokens and `end`. Long texts in pieces, few at once: the library takes 100 bytes a token."""
-    as_it_is, normalizing = _text_backends(tokenizer)
-    pieces = [(number, piece) for number, text in enumerate(texts) for piece in split_text(_encodable(text))]
+    """Each text's tokens and `end`. In pieces, few at once: the library takes 100 bytes a token, and time for them."""
+    as_it_is, normalizing, usual = _text_backends(tokenizer)
+    pieces = [(number, piece) for number, text in enumerate(texts) for piece in split_text(_encodable(text), usual)]
     found: list[list[np.ndarray]] = [[] for _ in texts]
     start = 0
     while start < len(pieces):
@@ -150,8 +151,8 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], end: Seque
 
 
 @functools.lru_cache(maxsize=4)
-def _text_backends(tokenizer: PreTrainedTokenizerBase) -> tuple[Tokenizer, Tokenizer]:
-    """The tokenizer's own, but for text only and twice: for text that is NFC-normalised, and for any.
+def _text_backends(tokenizer: PreTrainedTokenizerBase) -> tuple[Tokenizer, Tokenizer, int]:
+    """The tokenizer's own, but for text only and twice: for text that is NFC-normalised, and for any; and piece length.
 
     No string in a text is a control token: Qwen3 has some, `<think>` and `<|fim_prefix|>` among them, that are not
     marked special, and would be taken as such. Without looking for them, and without putting through normalisation what
@@ -161,27 +162,26 @@ def _text_backends(tokenizer: PreTrainedTokenizerBase) -> tuple[Tokenizer, Token
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     described |= {"padding": None, "truncation": None, "post_processor": None, "added_tokens": []}
     as_it_is = described | ({"normalizer": None} if described["normalizer"] == {"type": "NFC"} else {})
-    return Tokenizer.from_str(json.dumps(as_it_is)), Tokenizer.from_str(json.dumps(described))
+    splits = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
+    usual = USUAL_PIECE if splits in (described["pre_tokenizer"] or {}).get("pretokenizers", ()) else LONG_PIECE
+    return Tokenizer.from_str(json.dumps(as_it_is)), Tokenizer.from_str(json.dumps(described)), usual
 
 
-def split_text(text: str, limit: int = LONGEST_PIECE) -> list[str]:
-    """`text` in pieces of at most `limit` characters, whose tokens laid end to end are those of the whole.
+def split_text(text: str, usual: int, limit: int = LONGEST_PIECE) -> list[str]:
+    """`text` in pieces of `usual` characters or more, at most `limit`, whose tokens laid end to end are the whole's.
 
-    Cut after a letter or digit and before a space, line end or punctuation mark, where Qwen's pattern always begins
-    another word, and normalisation does not reach across. Where the last `CUT_WITHIN` characters before the limit have
-    no such place (no text in any language does that), the cut comes at the limit, and tokens may differ there.
+    Cut behind a letter or number and before a space, line end or punctuation mark, where Qwen's pattern always begins
+    another word, and normalisation does not reach across. Where there is no such place up to the limit (no text in any
+    language does that), the cut comes there, and tokens may differ.
     """
     pieces, start = [], 0
-    while len(text) - start > limit:
-        stop = start + limit
-        for at in range(stop, stop - min(CUT_WITHIN, limit), -1):
-            before, behind = text[at - 1], unicodedata.category(text[at])[0]
-            if (behind in "ZP" or text[at] in "\r\n") and (before.isalpha() or before.isdecimal()):
-                stop = at
-                break
+    while len(text) - start > usual:
+        end = min(start + limit, len(text))
+        found = WORD_END.search(text, start + usual - 1, end)
+        stop = found.end() if found else end
         pieces.append(text[start:stop])
         start = stop
-    return [*pieces, text[start:]]
+    return [*pieces, text[start:]] if start < len(text) or not pieces else pieces
 
 
 def _encodable(text: str) -> str:
