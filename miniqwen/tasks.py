@@ -51,7 +51,7 @@ from miniqwen.qa import (
 )
 from miniqwen.questions import Question
 from miniqwen.repositories import Repository, data_names, locate, text_column
-from miniqwen.token_cache import open_token_cache
+from miniqwen.token_cache import cached_oddities, open_token_cache
 from miniqwen.tokenization_miniqwen import document_encoder, text_oddities
 from miniqwen.windows import TextWindows, Windows
 
@@ -208,11 +208,12 @@ def _training_text(
     source = repository.source(config.train_split, columns)
     skip_bad = config.on_bad_data == "skip"
     windows: Windows = ReadableUnits(TextWindows(source)) if skip_bad else TextWindows(source)
-    own_encode, oddities = encode, text_oddities(tokenizer)
+    own_encode = encode
+    oddities: Callable[[Any], Mapping[str, int]] = text_oddities(tokenizer)
     if config.token_cache:
         windows = open_token_cache(Path(config.token_cache), source, tokenizer)
         own_encode = lambda documents: documents  # noqa: E731  # they are tokens already
-        oddities = lambda document: {}  # noqa: E731  # and the text is not here to be looked at
+        oddities = cached_oddities
     wanted = config.validation_blocks * config.length
     validated_on = config.validation_split or ("validation" if "validation" in repository.splits else None)
     if validated_on is not None and validated_on != config.train_split:

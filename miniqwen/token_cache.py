@@ -1,15 +1,15 @@
 """Text that was tokenised once: memory-mapped files that stand in for a source, with the same rows in the same places.
 
-Promises: lanes, blocks and cursors are those of streaming, so that a run may go from one to the other; the cache says
-which tokenizer and which data it was made of, and is refused for any other. An interrupted one goes on with the next
-file.
+Promises: lanes, blocks and cursors, with their counts of odd documents, are those of streaming, so that a run may go
+from one to the other; the cache says which tokenizer and which data it was made of, and is refused for any other. An
+interrupted one goes on with the next file.
 Costs: 2 bytes a token for vocabularies up to 65,536, else 4, and 8 bytes a row; memory is the system's page cache.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from miniqwen.config import UserError
 from miniqwen.sources import Source, Units
-from miniqwen.tokenization_miniqwen import document_encoder, tokenizer_fingerprint
+from miniqwen.tokenization_miniqwen import document_encoder, text_oddities, tokenizer_fingerprint
 from miniqwen.windows import TextWindows
 
 MADE_OF = "made_of.json"
@@ -29,11 +29,31 @@ ENCODED_ROWS = 64  # at once
 OPEN_FILES = 64
 
 
-class TokenWindows:
-    """A cached source, as `documents` reads it: windows of token arrays, empty where there is no text."""
+class Tokens(np.ndarray):
+    """A document's tokens [length], and what was odd in its text."""
 
-    def __init__(self, folder: Path, source: Source, starts: Sequence[Sequence[int]]) -> None:
-        self.name, self._folder, self._starts = source.name, folder, starts
+    oddities: Mapping[str, int] = {}
+
+
+def cached_oddities(document: Any) -> Mapping[str, int]:
+    """What `text_oddities` found in the text of a cached document."""
+    return document.oddities if isinstance(document, Tokens) else {}
+
+
+class TokenWindows:
+    """A cached source, as `documents` reads it: windows of token arrays, empty or None where the text is.
+
+    `starts`: of each unit; `odd`: of each file, {row: what was odd in its text, None where there was none}.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        source: Source,
+        starts: Sequence[Sequence[int]],
+        odd: Sequence[Mapping[str, Mapping[str, int] | None]],
+    ) -> None:
+        self.name, self._folder, self._starts, self._odd = source.name, folder, starts, odd
         self._text = TextWindows(source)
         units = source.units()
         rows = np.array([found[-1] for found in starts], dtype=np.int64)
@@ -51,10 +71,16 @@ class TokenWindows:
     def starts(self, unit: int) -> Sequence[int]:
         return self._starts[unit]
 
-    def read(self, unit: int, window: int) -> Sequence[np.ndarray]:
-        tokens, ends = self._opened(int(self.units().file[unit]))
+    def read(self, unit: int, window: int) -> Sequence[np.ndarray | None]:
+        file = int(self.units().file[unit])
+        tokens, ends = self._opened(file)
         start, stop = (int(self._first_rows[unit]) + row for row in self._starts[unit][window : window + 2])
-        return [tokens[ends[row] : ends[row + 1]] for row in range(start, stop)]
+        rows: list[np.ndarray | None] = [tokens[ends[row] : ends[row + 1]] for row in range(start, stop)]
+        if self._odd[file]:
+            for number, row in enumerate(map(str, range(start, stop))):
+                if row in self._odd[file]:
+                    rows[number] = _with_oddities(rows[number], self._odd[file][row])
+        return rows
 
     def place(self, unit: int, row: int) -> str:
         return self._text.place(unit, row)
@@ -68,6 +94,14 @@ class TokenWindows:
         path = self._folder / f"{file:05}.tokens"
         tokens = np.memmap(path, dtype, mode="r") if ends[-1] else np.empty(0, dtype)  # an empty file cannot be mapped
         return tokens, ends
+
+
+def _with_oddities(tokens: np.ndarray | None, odd: Mapping[str, int] | None) -> np.ndarray | None:
+    if tokens is None or odd is None:
+        return None
+    marked = tokens.view(Tokens)
+    marked.oddities = odd
+    return marked
 
 
 def made_of(source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -93,7 +127,7 @@ def open_token_cache(root: Path, source: Source, tokenizer: PreTrainedTokenizerB
     if not (folder / COMPLETE).is_file():
         raise UserError(f"--token_cache {root}: the tokens of {source.name} are not complete; {again} again to finish")
     found = json.loads((folder / COMPLETE).read_text())
-    return TokenWindows(folder, replace(source, row_groups=found["row_groups"]), found["starts"])
+    return TokenWindows(folder, replace(source, row_groups=found["row_groups"]), found["starts"], found["odd"])
 
 
 def _refuse_if_stale(folder: Path, wanted: dict[str, Any]) -> None:
@@ -131,36 +165,53 @@ def write_token_cache(
     listed = source.row_groups if source.row_groups is not None else source.list_row_groups()
     windows = TextWindows(replace(source, row_groups=listed))
     encode = document_encoder(tokenizer)
+    oddities = text_oddities(tokenizer)
     starts: list[Sequence[int]] = []
+    odd: list[Mapping[str, Mapping[str, int] | None]] = []
     for number, file in enumerate(source.files):
         units = np.flatnonzero(windows.units().file == number).tolist()
-        done = folder / f"{number:05}.starts.json"
+        done = folder / f"{number:05}.rows.json"
         if not done.is_file():
-            _write_file(folder, number, windows, units, encode, np.dtype(wanted["dtype"]))
-            _write_whole(done, json.dumps([list(windows.starts(unit)) for unit in units]).encode())
-        starts += json.loads(done.read_text())
+            found = _write_file(folder, number, windows, units, encode, oddities, np.dtype(wanted["dtype"]))
+            described = {"starts": [list(windows.starts(unit)) for unit in units], "odd": found}
+            _write_whole(done, json.dumps(described).encode())
+        stored = json.loads(done.read_text())
+        starts += stored["starts"]
+        odd.append(stored["odd"])
         ends = np.load(folder / f"{number:05}.ends.npy", mmap_mode="r", allow_pickle=False)
         told(file.path, len(ends) - 1, int(ends[-1]))
-    _write_whole(folder / COMPLETE, json.dumps({"starts": starts, "row_groups": listed}).encode())
+    _write_whole(folder / COMPLETE, json.dumps({"starts": starts, "odd": odd, "row_groups": listed}).encode())
     return folder
 
 
 def _write_file(
-    folder: Path, number: int, windows: TextWindows, units: Sequence[int], encode: Any, dtype: np.dtype
-) -> None:
-    """The tokens of one file's rows, and where each row's end."""
+    folder: Path,
+    number: int,
+    windows: TextWindows,
+    units: Sequence[int],
+    encode: Callable[[Sequence[Any]], Sequence[Any]],
+    oddities: Callable[[str], Mapping[str, int]],
+    dtype: np.dtype,
+) -> dict[int, Mapping[str, int] | None]:
+    """Write the tokens of one file's rows, and where each row's end; returns what was odd, see `TokenWindows`."""
     ends = [0]
+    odd: dict[int, Mapping[str, int] | None] = {}
     partial = folder / f"{number:05}.tokens.part"
     with partial.open("wb") as written:
         for rows in _rows(windows, units):
             encoded = iter(encode([text for text in rows if text]))
             for text in rows:
+                if text is None:
+                    odd[len(ends) - 1] = None
+                elif found := oddities(text):
+                    odd[len(ends) - 1] = found
                 tokens = np.asarray(next(encoded) if text else [], dtype=dtype)
                 written.write(tokens.tobytes())
                 ends.append(ends[-1] + len(tokens))
     with (folder / f"{number:05}.ends.npy").open("wb") as file:
         np.save(file, np.asarray(ends, dtype=np.int64), allow_pickle=False)
     partial.replace(folder / f"{number:05}.tokens")
+    return odd
 
 
 def _rows(windows: TextWindows, units: Sequence[int]) -> Iterator[Sequence[str | None]]:

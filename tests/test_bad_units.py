@@ -22,6 +22,7 @@ from miniqwen.formats import BadData
 from miniqwen.packing import data_report
 from miniqwen.repositories import resolve
 from miniqwen.tasks import list_data, make_task
+from miniqwen.token_cache import write_token_cache
 from miniqwen.windows import TextWindows
 
 ROWS = [article(number) for number in range(80)]
@@ -222,6 +223,29 @@ def test_hostile_documents_are_counted_alike_on_every_world_size_and_after_resum
     for updates, world in ((7, 1), (20, 2), (1, 4), (32, 1)):
         _, cursor = read(folder, model, updates, cursor=cursor, world=world)
     assert cursor == after
+
+
+def test_a_token_cache_knows_what_was_odd_in_the_text_and_its_cursors_are_those_of_streaming(
+    model: Path, tmp_path: Path
+) -> None:
+    folder, cache = tmp_path / "data", tmp_path / "cache"
+    folder.mkdir()
+    odd = [text for texts in HOSTILE.values() for text in texts]
+    rows = [text for number, row in enumerate(ROWS) for text in (row, *odd[number % 7 : number % 7 + number % 2])]
+    for number in range(2):  # JSON can hold a half of a surrogate pair
+        lines = [json.dumps({"text": text}) + "\n" for text in rows[number::2]]
+        (folder / f"train-{number}.jsonl").write_text("".join(lines))
+    config = TrainConfig(dataset_name=str(folder), task="pretrain")
+    source = resolve(str(folder), config).source("train", ("text",))
+    write_token_cache(cache, source, AutoTokenizer.from_pretrained(model), lambda *told: None)
+    streamed, cursor = read(folder, model, 120)
+    cached, same = read(folder, model, 120, world=2, token_cache=str(cache))
+    np.testing.assert_array_equal(np.stack(cached), np.stack(streamed))
+    assert same == cursor
+    met = data_report(cursor)
+    assert {name for name, count in met.items() if count} >= {
+        "documents", "empty_documents", "null_documents", "replaced_surrogates", "special_token_strings",
+    }  # fmt: skip
 
 
 def test_rows_that_are_no_text_stop_the_run_or_are_counted(model: Path, tmp_path: Path) -> None:
