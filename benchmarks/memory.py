@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from throughput import ours, write_text
+from throughput import updates_of, write_text
 
 DRIFT = 0.05
 
@@ -51,8 +51,8 @@ def main() -> int:
             sample = pq.read_table(files[0])[given.text_column].slice(0, 500).to_pylist()
             tokenizer = train_tokenizer(sample, 16_384)
         made, notes = 0, []
-        for tokens in ours(tokenizer, files, given.text_column, given.threads):
-            before, made = made, made + tokens
+        for update in updates_of(tokenizer, files, given.text_column, given.threads):
+            before, made = made, made + update.num_tokens
             if made * 10 // given.tokens > before * 10 // given.tokens:
                 print(f"{made:>12,} tokens {resident() / 2**20:8.1f} MiB", flush=True)
                 notes += [resident()] if made * 10 >= given.tokens * 2 else []

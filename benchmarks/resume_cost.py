@@ -129,7 +129,7 @@ def measure(name: str, data_root: str | None, workers: int) -> int:
             for _ in range(updates):
                 update = next(stream)
             seconds, counted = perf_counter() - began, (reads.units, reads.bytes)
-            stream.close()  # type: ignore[attr-defined]
+            stream.close()
         reads.units, reads.bytes = counted
         print(f"    (listing, validation text: {opened - began:.2f} s)")
         return update, seconds, reads, task

@@ -86,6 +86,9 @@ class PlannedWindows:
     def place(self, unit: int, row: int) -> str:
         return f"unit {unit}, row {row}"
 
+    def skipped(self, unit: int) -> tuple[str, str] | None:
+        return None
+
 
 @dataclass(frozen=True)
 class Figures:

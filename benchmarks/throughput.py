@@ -69,8 +69,8 @@ def alone(tokenizer: Any, texts: list[str]) -> int:
     )
 
 
-def ours(tokenizer: Any, files: list[Path], column: str, threads: int, updates: int) -> int:
-    """Tokens of `updates` of 16 blocks, from the listing on; what was made ahead of the last one is lost."""
+def updates_of(tokenizer: Any, files: list[Path], column: str, threads: int) -> Any:
+    """Endless updates of 16 blocks of the text, as the training loop gets them."""
     from miniqwen.batches import Plan
     from miniqwen.config import TrainConfig
     from miniqwen.tasks import list_data, make_task
@@ -80,8 +80,12 @@ def ours(tokenizer: Any, files: list[Path], column: str, threads: int, updates: 
         validation_blocks=1, preprocessing_num_workers=threads,
     )  # fmt: skip
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as the training loop sets it: each worker encodes for itself
-    task = make_task(config, list_data(config), tokenizer, Plan(4, 4, 0, 1), None)
-    made = task.updates({})
+    return make_task(config, list_data(config), tokenizer, Plan(4, 4, 0, 1), None).updates({})
+
+
+def ours(tokenizer: Any, files: list[Path], column: str, threads: int, updates: int) -> int:
+    """Tokens of some updates, from the listing on; what was made ahead of the last one is lost."""
+    made = updates_of(tokenizer, files, column, threads)
     tokens = sum(update.num_tokens for update in itertools.islice(made, updates))
     made.close()
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
