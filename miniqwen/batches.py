@@ -335,7 +335,8 @@ class Prefetched(Iterator[Item]):
         self._closed.set()
         while self._made is not None and not self._made.empty():  # a thread that waits to hand over can go on, and end
             self._made.get_nowait()
-        if self._made is not None:  # Python ending inside a thread that is in torch aborts the process
+        # Python ending inside a thread that is in torch aborts the process; the collector may call from that thread
+        if self._made is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=ENDING_SECONDS)
 
     def __del__(self) -> None:
