@@ -2,8 +2,7 @@
 
 Promises: one save at a time; the next one, and the end of the run, wait for it and raise what it raised, so no failure
 is silent. Nothing but the copying keeps the loop waiting, and on Linux the thread takes only what processor time the
-training leaves. Costs: a copy of all tensors in the memory of the rank that
-writes, kept from save to save.
+training leaves. Costs: a copy of all tensors in the memory of the rank that writes, kept from save to save.
 """
 
 from __future__ import annotations

@@ -206,17 +206,15 @@ def _rounds(lanes: Sequence[Iterator[Block]], rounds: int, workers: int) -> Iter
         coming = [pool.submit(_some_of, lane, rounds) for lane in lanes]
         while True:
             count, updates = updates, min(2 * updates, UPDATES_AHEAD)
-            made, errors = [], []
+            made = []
             for number, lane in enumerate(lanes):
-                blocks, error = coming[number].result()
+                made.append(coming[number].result())
                 coming[number] = pool.submit(_some_of, lane, rounds * updates)
-                made.append(blocks)
-                errors.append(error)
             for start in range(0, rounds * count, rounds):
-                for blocks, error in zip(made, errors, strict=True):
+                for blocks, error in made:
                     if error is not None and len(blocks) < start + rounds:
                         raise error
-                yield [blocks[start : start + rounds] for blocks in made]
+                yield [blocks[start : start + rounds] for blocks, _ in made]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

@@ -202,7 +202,9 @@ class Runtime:
         told = self.gather([f"{type(error).__name__}: {error}", getattr(error, "exit_status", None)] if error else None)
         if error:
             raise error
-        for rank, (text, exit_status) in ((rank, found) for rank, found in enumerate(told) if found):
+        failed = next(((rank, *found) for rank, found in enumerate(told) if found), None)
+        if failed:
+            rank, text, exit_status = failed
             if exit_status is None:
                 raise OSError(f"rank {rank}: {text}")
             problem = UserError(f"rank {rank}: {text}")

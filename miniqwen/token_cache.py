@@ -73,14 +73,10 @@ class TokenWindows:
 
     def read(self, unit: int, window: int) -> Sequence[np.ndarray | None]:
         file = int(self.units().file[unit])
-        tokens, ends = self._opened(file)
+        (tokens, ends), odd = self._opened(file), self._odd[file]
         start, stop = (int(self._first_rows[unit]) + row for row in self._starts[unit][window : window + 2])
-        rows: list[np.ndarray | None] = [tokens[ends[row] : ends[row + 1]] for row in range(start, stop)]
-        if self._odd[file]:
-            for number, row in enumerate(map(str, range(start, stop))):
-                if row in self._odd[file]:
-                    rows[number] = _with_oddities(rows[number], self._odd[file][row])
-        return rows
+        rows = ((str(row), tokens[ends[row] : ends[row + 1]]) for row in range(start, stop))
+        return [_with_oddities(found, odd[row]) if row in odd else found for row, found in rows]
 
     def place(self, unit: int, row: int) -> str:
         return self._text.place(unit, row)
@@ -96,8 +92,8 @@ class TokenWindows:
         return tokens, ends
 
 
-def _with_oddities(tokens: np.ndarray | None, odd: Mapping[str, int] | None) -> np.ndarray | None:
-    if tokens is None or odd is None:
+def _with_oddities(tokens: np.ndarray, odd: Mapping[str, int] | None) -> Tokens | None:
+    if odd is None:
         return None
     marked = tokens.view(Tokens)
     marked.oddities = odd

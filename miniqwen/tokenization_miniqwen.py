@@ -86,13 +86,11 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[np.ndarray]:
-    """Each text's tokens [length] with the end token behind them; strings that look like control tokens stay text."""
-    return _encode(tokenizer, texts, [tokenizer.eos_token_id])
-
-
 def document_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[Any]], Sequence[Any]]:
-    """`encode_documents` with a tokenizer; safe in threads, as nothing is set up while it encodes."""
+    """What makes of texts their tokens [length] each, the end token behind them; strings like control tokens stay text.
+
+    Safe in threads, as nothing is set up while it encodes.
+    """
     end = [tokenizer.eos_token_id]
     return lambda texts: _encode(tokenizer, texts, end)
 

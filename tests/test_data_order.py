@@ -22,7 +22,7 @@ from miniqwen.packing import chained
 from miniqwen.repositories import resolve
 from miniqwen.tasks import Task, list_data, make_task
 from miniqwen.token_cache import write_token_cache
-from miniqwen.tokenization_miniqwen import encode_documents, load_tokenizer
+from miniqwen.tokenization_miniqwen import document_encoder, load_tokenizer
 
 BLOCKS = 8  # in an update
 LENGTH = 48
@@ -160,7 +160,7 @@ def test_an_epoch_is_the_corpus_with_nothing_lost_or_repeated(
     (task,) = tasks_of(config, tokenizer, WHOLE)
     held_out = task.identity["held_out_rows"][dataset_name]
     assert held_out > 0
-    expected = sorted(map(tuple, encode_documents(tokenizer, corpus[held_out:])))
+    expected = sorted(map(tuple, document_encoder(tokenizer)(corpus[held_out:])))
     updates: list[np.ndarray] = []
     cursor: Mapping[str, Any] = {}
     while sum(map(np.size, updates)) < 2.2 * sum(map(len, expected)):
@@ -230,7 +230,7 @@ def test_validation_text_is_held_out_alike_and_each_token_of_it_counted_once(
         rows_in_order = (text for unit in source.units() for text in source.read(unit)["text"])
         texts = list(itertools.islice(rows_in_order, kept["rows_held_out_of_training"]))
         assert len(texts) == kept["rows_held_out_of_training"] > 0
-        assert sum(map(len, encode_documents(tokenizer, texts))) >= kept["tokens"] > LENGTH
+        assert sum(map(len, document_encoder(tokenizer)(texts))) >= kept["tokens"] > LENGTH
 
 
 def write_cache(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, root: Path) -> list[tuple[str, int, int]]:

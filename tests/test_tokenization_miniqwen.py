@@ -23,7 +23,7 @@ from miniqwen.tokenization_miniqwen import (
     SPECIAL_TOKENS,
     USUAL_PIECE,
     WORD_END,
-    encode_documents,
+    document_encoder,
     encode_text,
     load_tokenizer,
     split_text,
@@ -73,7 +73,7 @@ def test_every_text_comes_back_from_its_tokens_in_normal_form_c(text: str) -> No
 @given(st.lists(odd_texts, max_size=5))
 def test_documents_are_their_texts_tokens_and_one_end_token(texts: list[str]) -> None:
     expected = [[*encode_text(TOKENIZER, text), TOKENIZER.eos_token_id] for text in texts]
-    assert [tokens.tolist() for tokens in encode_documents(TOKENIZER, texts)] == expected
+    assert [tokens.tolist() for tokens in document_encoder(TOKENIZER)(texts)] == expected
 
 
 @pytest.mark.parametrize("special", SPECIAL_TOKENS)
@@ -165,9 +165,9 @@ def test_a_long_text_is_encoded_in_pieces_with_the_tokens_of_the_whole(text: str
 def test_a_very_long_text_gives_the_tokens_of_its_words_and_one_without_a_word_end_is_encoded_too() -> None:
     text = " ".join(TEXTS) * (2 * LONGEST_PIECE // len(" ".join(TEXTS)) + 2)
     assert len(split_text(text, USUAL_PIECE)) > 200
-    (tokens,) = encode_documents(TOKENIZER, [text])
+    (tokens,) = document_encoder(TOKENIZER)([text])
     assert tokens.tolist() == [*stock(text), TOKENIZER.eos_token_id]
-    (tokens,) = encode_documents(TOKENIZER, ["a" * (LONGEST_PIECE + 5)])
+    (tokens,) = document_encoder(TOKENIZER)(["a" * (LONGEST_PIECE + 5)])
     assert TOKENIZER.decode(tokens[:-1]) == "a" * (LONGEST_PIECE + 5)
 
 
@@ -199,7 +199,7 @@ def test_what_python_takes_as_normalised_the_tokenizers_own_normalisation_leaves
 @given(st.lists(odd_texts, min_size=1, max_size=4))
 def test_documents_have_the_tokens_of_stock_transformers_normalised_or_not(texts: list[str]) -> None:
     texts += [f"{text} x" * 40 for text in texts]  # of several pieces, which are cut before a space at the latest
-    assert [tokens[:-1].tolist() for tokens in encode_documents(TOKENIZER, texts)] == [stock(text) for text in texts]
+    assert [tokens[:-1].tolist() for tokens in document_encoder(TOKENIZER)(texts)] == [stock(text) for text in texts]
 
 
 @pytest.mark.parametrize("behind", " \n.'")
