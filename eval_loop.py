@@ -1,13 +1,17 @@
 """Accuracy on questions with choices: `accelerate launch eval_loop.py --model_path DIR --dataset_name sciq ...`.
 
+    python eval_loop.py --compare A.json B.json     which of two evaluations is better, and what changed
+
 Promises: `<output_dir>/<data set>.json` with accuracy, its uncertainty and every question's scores, whole or absent;
-the same on one process as on several, which share the questions out. Questions are asked with the templates saved
-beside the model. `both` is SciQ and CommonsenseQA, and `combined.json` over the two.
+the same on one process as on several, which share the questions out; an evaluation that was killed goes on where it
+was. Questions are asked with the templates saved beside the model, or as lm-evaluation-harness asks them. `both` is
+SciQ and CommonsenseQA, and `combined.json` over the two. A split without answers gets a file of predictions.
 Costs: see `miniqwen/scoring.py`; all questions in memory on every process.
 """
 
-from miniqwen.config import QA_DATASETS, EvalConfig, UserError, parse, user_errors_exit_2
-from miniqwen.qa import EVALUATION_SEED, Template, shuffle_choices, template_flags
+from miniqwen.config import UserError, parse, user_errors_exit_2
+from miniqwen.eval_config import EvalConfig
+from miniqwen.qa import TEMPLATE_FILE, Template, template_flags
 
 if __name__ == "__main__":
     with user_errors_exit_2():
@@ -17,11 +21,18 @@ if __name__ == "__main__":
             description="Accuracy of a model on questions with choices.",
             checks=[template_flags],
         )
+        if CONFIG.compare:  # needs no model, and none of what is imported for it
+            from miniqwen.comparison import compare, told
+
+            print(told(compare(*CONFIG.compare)))
+            raise SystemExit
 
 import contextlib
-import dataclasses
+import hashlib
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,181 +42,224 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from miniqwen import metrics
-from miniqwen.checkpoint import write_json
-from miniqwen.flags import RECORDED
-from miniqwen.modeling_miniqwen import load_model
+from miniqwen.backends import launcher_problems
+from miniqwen.causal_models import load_causal_model, scorer
+from miniqwen.checkpoint import write_json, write_text
+from miniqwen.evaluation import Answer, combined, predictions, report, result
+from miniqwen.generation import generate_rounds
+from miniqwen.metrics import ChoiceScores
+from miniqwen.protocols import Prompt, Request, encode_prompt, make_prompts, unconditional_request
 from miniqwen.questions import Question, read_questions
 from miniqwen.repositories import resolve
-from miniqwen.scoring import ChoiceScores, score_share
-from miniqwen.tokenization_miniqwen import load_tokenizer
+from miniqwen.result_files import ResultFile, file_stem, model_fingerprint
+from miniqwen.scoring import is_truncated, model_positions, score_rounds
+from miniqwen.tokenization_miniqwen import load_tokenizer, tokenizer_fingerprint
 
-DEFAULT_SPLITS = {"sciq": "test", "commonsenseqa": "validation"}  # CommonsenseQA's test split has no answers
+ASKED_BY = ("answer_mode", "bf16", "unconditional")  # flags that decide answers, beside the prompts
+WRITTEN_BY = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "seed")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One data set: its questions as they are put, as tokens, and the training split where that is needed.
+
+    Behind a request a question come those of choices without their question, each set of choices once: `alone[i]` is
+    the number of question i's.
+    """
+
+    name: str
+    prompts: list[Prompt]
+    requests: list[Request]
+    alone: list[int]
+    train: list[Question]
 
 
 def main(config: EvalConfig) -> None:
-    """Score each data set in turn; process 0 writes and prints."""
+    """Ask each data set's questions in turn; process 0 writes and prints."""
+    if problems := launcher_problems(os.environ, "bf16" if config.bf16 else "no"):
+        raise UserError(*problems)
     transformers_logging.disable_progress_bar()  # of loading weights: scoring has a bar of its own
     state = PartialState() if torch.cuda.is_available() else PartialState(cpu=True)
-    names = QA_DATASETS if config.dataset_name == "both" else (str(config.dataset_name),)
-    template = Template.load(str(config.model_path)).with_flags(config.prompt_template, config.choices_template)
-    asked = {name: questions_of(name, config, state) for name in names}  # before the model: mistakes show early
-    model, tokenizer = load(config, state.device)
+    tokenizer = load_tokenizer(str(config.model_path))
+    template = template_of(config, state)
+    # before the model: mistakes show early
+    asked = [questions_of(name, tokenizer, template, config, state) for name in config.names]
+    weights = on_main(state, lambda: model_fingerprint(str(config.model_path)))
+    files = [result_file(one, tokenizer, weights, config, state) for one in asked]
+    known = on_main(state, lambda: [known_answers(*both, config) for both in zip(files, asked, strict=True)])
+    model = load(config, tokenizer, state.device)
     results = {}
-    for name, questions in asked.items():
-        scores = score(model, tokenizer, template, questions, config, state)
-        results[name] = result(name, config, template, questions, scores)
+    for one, file, already in zip(asked, files, known, strict=True):
+        answers = answered(model, tokenizer, one, already, file, config, state)
         if state.is_main_process:
-            report(results[name], questions, scores)
-            write(Path(str(config.output_dir), f"{file_stem(name)}.json"), results[name])
-    if len(names) > 1 and state.is_main_process:
-        write(Path(str(config.output_dir), "combined.json"), combined(results, config))
+            cut = truncated_prompts(one, model_positions(model.config), config)
+            words = (
+                {}
+                if config.protocol == "harness"
+                else {f"{name}_template": text for name, text in vars(template).items()}
+            )
+            results[one.name] = result(one.name, answers, one.train, config, {**words, "truncated_prompts": cut})
+            tell(results[one.name], answers, file)
+        state.wait_for_everyone()
+        file.close()
+    if len(results) > 1:
+        path = Path(str(config.output_dir), "combined.json")
+        write_json(path, combined(results, config))
+        print(f"written: {path}")
     state.wait_for_everyone()
     state.destroy_process_group()
 
 
-def split_of(name: str, config: EvalConfig) -> str:
-    """The split to evaluate."""
-    return config.split or DEFAULT_SPLITS.get(name, "test")
+def template_of(config: EvalConfig, state: PartialState) -> Template:
+    """The templates to ask with; what is not the model's own is said."""
+    saved = Template.load(str(config.model_path))
+    template = saved.with_flags(config.prompt_template, config.choices_template)
+    if config.protocol == "miniqwen" and state.is_main_process:
+        if template != saved:
+            print("note: asked with the templates of the flags, not with those saved beside the model")
+        elif not Path(str(config.model_path), TEMPLATE_FILE).exists():
+            print(f"note: no {TEMPLATE_FILE} beside the model, so it is asked with the built-in templates")
+    return template
 
 
-def questions_of(name: str, config: EvalConfig, state: PartialState) -> list[Question]:
-    """The first `--max_eval_samples` questions, their choices in the order in which evaluation presents them."""
+def questions_of(
+    name: str, tokenizer: PreTrainedTokenizerBase, template: Template, config: EvalConfig, state: PartialState
+) -> Asked:
+    """The first `--max_eval_samples` questions, as `--protocol` puts them."""
+    split = config.split_of(name)
     with state.local_main_process_first():  # one download a machine
         repository = resolve(name, config)
-        limit = config.max_eval_samples
-        questions = read_questions(repository, split_of(name, config), name, config, need_answers=True, limit=limit)
-    return [shuffle_choices(question, EVALUATION_SEED) for question in questions]
+        questions = read_questions(repository, split, name, config, need_answers=False, limit=config.max_eval_samples)
+        if len({question.answer is None for question in questions}) > 1:  # tells which rows have none
+            read_questions(repository, split, name, config, need_answers=True, limit=config.max_eval_samples)
+        train: list[Question] = []
+        if config.num_fewshot or config.check_contamination:
+            if config.train_split == split:
+                raise UserError(f"{name}: --train_split {split} is the split that is evaluated")
+            train = read_questions(repository, config.train_split, name, config, need_answers=bool(config.num_fewshot))
+    prompts = make_prompts(name, questions, train, template, config)
+    requests = [encode_prompt(tokenizer, prompt, config.protocol) for prompt in prompts]
+    alone: list[int] = []
+    if config.unconditional:
+        numbers: dict[tuple[tuple[int, ...], ...], int] = {}
+        for prompt in prompts:
+            request = unconditional_request(tokenizer, prompt)
+            if request.choices not in numbers:
+                numbers[request.choices] = len(requests)
+                requests.append(request)
+            alone.append(numbers[request.choices])
+    return Asked(name, prompts, requests, alone, train)
 
 
-def load(config: EvalConfig, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer of `--model_path`; `UserError` if they do not belong together."""
-    tokenizer = load_tokenizer(str(config.model_path))
-    model = load_model(str(config.model_path))
-    vocabulary = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > vocabulary:
-        raise UserError(f"{config.model_path}: the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}")
-    return model.to(device), tokenizer
+def result_file(
+    one: Asked, tokenizer: PreTrainedTokenizerBase, weights: str, config: EvalConfig, state: PartialState
+) -> ResultFile:
+    """Where the results go; the same file, going on where it was, only for the same model and questions."""
+    flags = (*ASKED_BY, *(WRITTEN_BY if config.answer_mode == "generate" else ()))
+    decides = hashlib.sha256()
+    asked = (f"{name} {getattr(config, name)}" for name in flags)
+    for part in (weights, tokenizer_fingerprint(tokenizer), *asked, *map(repr, one.requests)):
+        decides.update(f"{part}\n".encode())
+    return ResultFile(Path(str(config.output_dir)), file_stem(one.name), decides.hexdigest(), state.process_index)
 
 
-def score(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: Template, questions: Sequence[Question],
+def known_answers(file: ResultFile, one: Asked, config: EvalConfig) -> dict[int, Any]:
+    """{number of the request: what the model answered} of an earlier start of the same evaluation."""
+    known, finished = file.begin(config.overwrite_output_dir)
+    for index, sample in enumerate(finished["samples"] if finished else ()):
+        known[index] = sample["scores"] if config.answer_mode == "loglikelihood" else sample["generated"]
+        if one.alone:
+            known[one.alone[index]] = sample["unconditional_scores"]
+    if known:
+        print(f"{file.path}: {len(known)} of {len(one.requests)} answers are there already")
+    return known
+
+
+def load(config: EvalConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> PreTrainedModel:
+    """The model of `--model_path`; `UserError` if the tokenizer is not its own."""
+    model = load_causal_model(str(config.model_path))
+    vocabulary, tokens = model.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values()) + 1
+    if tokens > vocabulary:
+        raise UserError(f"{config.model_path}: the tokenizer has {tokens} tokens, the model only {vocabulary}")
+    return model.to(device)
+
+
+def answered(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, one: Asked, known: dict[int, Any], file: ResultFile,
     config: EvalConfig, state: PartialState,
-) -> list[ChoiceScores]:  # fmt: skip
-    """Scores of all questions on every process, each question scored by one of them."""
+) -> list[Answer]:  # fmt: skip
+    """All answers on every process, each given by one of them, batch by batch."""
+
+    def halved(size: int) -> None:
+        print(f"note: out of memory; process {state.process_index} goes on with batches of {size}", file=sys.stderr)
+
+    how: dict[str, Any] = {
+        "rank": state.process_index, "world_size": state.num_processes, "done": frozenset(known), "halve": halved,
+        "progress": one.name if state.is_main_process and sys.stderr.isatty() else None,
+    }  # fmt: skip
     precision = torch.autocast(state.device.type, torch.bfloat16) if config.bf16 else contextlib.nullcontext()
-    with precision:
-        share = score_share(
-            model, tokenizer, template, questions, config.per_device_eval_batch_size, state.device,
-            rank=state.process_index, world_size=state.num_processes,
-            progress=state.is_main_process and sys.stderr.isatty(),
-        )  # fmt: skip
-    scored = {index: scores for part in gather_object([share]) for index, scores in part.items()}
-    return [scored[index] for index in range(len(questions))]
+    own: dict[int, Any] = {}
+    with precision, errors_told():
+        if config.answer_mode == "generate":
+            rounds: Any = generate_rounds(model, tokenizer, one.requests, config, state.device, **how)
+        else:
+            size = config.per_device_eval_batch_size
+            rounds = score_rounds(scorer(model), one.requests, size, state.device, **how)
+        for found in rounds:
+            file.add(found)
+            own |= found
+    found = {index: value for part in gather_object([own]) for index, value in part.items()} | known
+    if config.answer_mode == "generate":
+        return [Answer.written(prompt, found[i], config.extract) for i, prompt in enumerate(one.prompts)]
+    alone = [found[number] for number in one.alone] or [None] * len(one.prompts)
+    return [
+        Answer.chosen(prompt, ChoiceScores.of(one.requests[i], found[i], alone[i]))
+        for i, prompt in enumerate(one.prompts)
+    ]
 
 
-def result(
-    name: str, config: EvalConfig, template: Template, questions: Sequence[Question], scores: Sequence[ChoiceScores]
-) -> dict[str, Any]:
-    """What is written about a data set. `recorded`, within the configuration, is what the flags do not say."""
-    recorded = {
-        "prompt_template": template.prompt,
-        "choices_template": template.choices,
-        "truncated_prompts": sum(score.truncated for score in scores),
-    }
-    return {
-        "dataset": name,
-        "split": split_of(name, config),
-        "num_examples": len(questions),
-        **figures(metrics.accuracy(scores, questions), metrics.accuracy_norm(scores, questions), len(questions)),
-        "per_class": metrics.per_class(scores, questions),
-        "calibration": metrics.calibration(scores, questions),
-        "model_path": config.model_path,
-        "config": {**dataclasses.asdict(config), RECORDED: recorded},
-        "samples": [
-            sample(question, score, prediction)
-            for question, score, prediction in zip(questions, scores, metrics.predictions(scores), strict=True)
-        ],
-    }
+def truncated_prompts(one: Asked, positions: int, config: EvalConfig) -> int:
+    """How many prompts lost their beginning to the model's positions."""
+    asked = one.requests[: len(one.prompts)]
+    if config.answer_mode == "generate":
+        return sum(len(request.prompt) > positions - config.max_new_tokens for request in asked)
+    return sum(is_truncated(request, positions) for request in asked)
 
 
-def figures(accuracy: float, accuracy_norm: float, count: int) -> dict[str, Any]:
-    """Accuracies with the uncertainty of the first."""
-    return {
-        "accuracy": accuracy,
-        "accuracy_norm": accuracy_norm,
-        "stderr": metrics.stderr(accuracy, count),
-        "confidence_interval": list(metrics.confidence_interval(accuracy, count)),
-    }
+def tell(described: dict[str, Any], answers: Sequence[Answer], file: ResultFile) -> None:
+    """Write and print a data set's results; predictions where the right answers are secret."""
+    print(report(described, answers, file.path.stem))
+    if answers[0].is_correct is None:
+        ending, text = predictions(described["dataset"], answers)
+        beside = file.path.with_name(f"{file.path.stem}{ending}")
+        write_text(beside, text)
+        print(f"the {described['split']} split has no right answers; written: {beside}")
+    file.finish(described)
+    print(f"written: {file.path}", flush=True)
 
 
-def sample(question: Question, scores: ChoiceScores, prediction: int) -> dict[str, Any]:
-    """One question; scores are log-likelihoods in the order of `choices`."""
-    return {
-        "id": question.id,
-        "question": question.question,
-        "choices": list(question.choices),
-        "scores": list(scores.log_likelihoods),
-        "prediction": question.choices[prediction],
-        "answer": question.answer,
-        "prediction_index": prediction,
-        "answer_index": question.answer_index,
-        "correct": prediction == question.answer_index,
-    }
+def on_main(state: PartialState, call: Callable[[], Any]) -> Any:
+    """What `call` gives on process 0, on all of them; its `UserError` too."""
+    value, problems = None, None
+    if state.is_main_process:
+        try:
+            value = call()
+        except UserError as error:
+            problems = error.problems
+    value, problems = gather_object([(value, problems)])[0]
+    if problems:
+        raise UserError(*problems)
+    return value
 
 
-def combined(results: Mapping[str, Mapping[str, Any]], config: EvalConfig) -> dict[str, Any]:
-    """The data sets side by side, the accuracy over all questions, and the mean of the data sets' accuracies."""
-    counts = {name: one["num_examples"] for name, one in results.items()}
-    total = sum(counts.values())
-    pooled = {
-        key: sum(results[name][key] * counts[name] for name in counts) / total for key in ("accuracy", "accuracy_norm")
-    }
-    return {
-        "dataset": config.dataset_name,
-        "num_examples": total,
-        **figures(pooled["accuracy"], pooled["accuracy_norm"], total),
-        "mean_accuracy": sum(one["accuracy"] for one in results.values()) / len(results),
-        "model_path": config.model_path,
-        "config": dataclasses.asdict(config),
-        "datasets": {
-            name: {
-                key: value for key, value in one.items() if key not in ("samples", "config", "model_path", "dataset")
-            }
-            for name, one in results.items()
-        },
-    }
-
-
-def file_stem(name: str) -> str:
-    """`sciq` for sciq, and for data of your own the last part of its name without endings."""
-    stem = Path(name).name
-    for ending in (".gz", ".jsonl", ".json", ".parquet", ".csv"):
-        stem = stem.removesuffix(ending)
-    return stem or "dataset"
-
-
-def write(file: Path, described: Mapping[str, Any]) -> None:
-    """Complete or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, described)
-    print(f"written: {file}")
-
-
-def report(described: Mapping[str, Any], questions: Sequence[Question], scores: Sequence[ChoiceScores]) -> None:
-    """A few lines to read at once."""
-    low, high = described["confidence_interval"]
-    print(
-        f"{'data set':<16}{'split':<12}{'questions':>10}{'accuracy':>10}"
-        f"{'95 % interval':>18}{'per character':>15}{'chance':>8}"
-    )
-    print(
-        f"{file_stem(described['dataset']):<16}{described['split']:<12}{described['num_examples']:>10}"
-        f"{described['accuracy']:>10.1%}{f'{low:.1%} – {high:.1%}':>18}{described['accuracy_norm']:>15.1%}"
-        f"{metrics.chance_level(questions):>8.1%}"
-    )
-    if truncated := sum(score.truncated for score in scores):
-        print(f"note: {truncated} prompts were longer than the model's positions and lost their beginning")
+@contextlib.contextmanager
+def errors_told() -> Any:
+    """Around what a process may meet alone: it tells its error itself."""
+    try:
+        yield
+    except UserError as error:
+        error.of_one_rank = True
+        raise
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ from miniqwen.bad_updates import BadUpdates
 from miniqwen.batches import Plan
 from miniqwen.checkpoint import Progress, read_checkpoint
 from miniqwen.ending import failures_told, reason_to_stop
-from miniqwen.metrics import predictions
+from miniqwen.evaluation import Answer
+from miniqwen.metrics import ChoiceScores
 from miniqwen.modeling_miniqwen import compile_layers, count_parameters, load_model
 from miniqwen.optimizers import make_optimizer, make_schedule, set_learning_rate
 from miniqwen.output_folder import OutputFolder, check_batch, continued, open_output_dir, versions
@@ -50,7 +51,7 @@ from miniqwen.steps import Steps
 from miniqwen.tasks import Task, list_data, make_task
 from miniqwen.tensor_files import StoredTensors
 from miniqwen.tokenization_miniqwen import load_tokenizer
-from miniqwen.tracking import Tracker, Window
+from miniqwen.tracking import SHOWN_SAMPLES, Tracker, Window
 
 
 @dataclass(frozen=True)
@@ -153,19 +154,19 @@ def evaluated(config: TrainConfig, task: Task, run: Run, progress: Progress) -> 
     """`progress` after an evaluation at its step, which the tracker is told of; unchanged when a stop request came."""
     began = perf_counter()
     try:
-        result = evaluate(config, task, run)
+        result, samples = evaluate(config, task, run)
     except GivenUp:
         return progress
-    run.tracker.evaluation(progress.step, {**result, "eval_seconds": perf_counter() - began})
+    run.tracker.evaluation(progress.step, {**result, "eval_seconds": perf_counter() - began}, samples)
     return progress.with_evaluation(result[config.best_metric], config.larger_is_better)
 
 
 @torch.no_grad()
-def evaluate(config: TrainConfig, task: Task, run: Run) -> dict[str, float]:
+def evaluate(config: TrainConfig, task: Task, run: Run) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """`eval_loss`: cross-entropy summed over all validation tokens of all ranks, divided by their number.
 
-    For questions with choices also `eval_accuracy`: the share whose right choice has the highest log-likelihood.
-    Raises `GivenUp` on every rank when one is asked to stop.
+    For questions with choices also `eval_accuracy`: the share whose right choice has the highest log-likelihood, and
+    the records of the first of them. Raises `GivenUp` on every rank when one is asked to stop.
     """
     model, runtime = run.runtime.evaluable(run.model), run.runtime
     was_training = model.training
@@ -175,18 +176,23 @@ def evaluate(config: TrainConfig, task: Task, run: Run) -> dict[str, float]:
         loss += model(**vars(micro_batch.to(runtime.device)))
     (num_targets,) = runtime.sum(sum(batch.num_targets for batch in task.validation))
     result = {"eval_loss": runtime.sum_tensor(loss).item() / max(num_targets, 1)}
-    if task.template is not None and task.questions:
+    samples: dict[int, dict[str, Any]] = {}
+    if task.requests:
         rounds = score_rounds(
-            model, task.tokenizer, task.template, task.questions, config.per_device_eval_batch_size, runtime.device,
+            model, task.requests, config.per_device_eval_batch_size, runtime.device,
             rank=runtime.rank, world_size=runtime.world_size,
         )  # fmt: skip
         scores = {index: found for part in until_stopped(rounds, run.stop, runtime) for index, found in part.items()}
-        chosen = predictions(list(scores.values()))
-        right = [choice == task.questions[index].answer_index for choice, index in zip(chosen, scores, strict=True)]
-        correct, asked = runtime.sum(sum(right), len(right))
+        answers = {
+            index: Answer.chosen(task.prompts[index], ChoiceScores.of(task.requests[index], found))
+            for index, found in scores.items()
+        }
+        correct, asked = runtime.sum(sum(bool(answer.is_correct) for answer in answers.values()), len(answers))
         result["eval_accuracy"] = correct / asked
+        own = {str(index): answer.sample() for index, answer in answers.items() if index < SHOWN_SAMPLES}
+        samples = {int(index): sample for part in runtime.gather(own) for index, sample in part.items()}
     model.train(was_training)
-    return result
+    return result, [samples[index] for index in sorted(samples)]
 
 
 def out_of_patience(config: TrainConfig, progress: Progress) -> bool:

@@ -545,39 +545,6 @@ def _has_checkpoint(folder: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class EvalConfig(DataFlags):
-    """Flags of eval_loop.py."""
-
-    model_path: str | None = flag(None, "folder of the model to evaluate", group="model", required=True)
-    output_dir: str | None = flag(None, "where <dataset>.json is written", group="output", required=True)
-    split: str | None = flag(
-        None, "split to evaluate (default: SciQ test, CommonsenseQA validation, else test)", group="data"
-    )
-    max_eval_samples: int | None = flag(None, "the first N rows only", group="data")
-    per_device_eval_batch_size: int = flag(8, "questions a device takes at once", group="evaluation")
-    prompt_template: str | None = flag(
-        None, "text before the answer (default: the one saved beside the model)", group="prompt"
-    )
-    choices_template: str | None = flag(None, "one line a choice, with {label} and {text}", group="prompt")
-    bf16: bool = flag(False, "compute in bfloat16", group="evaluation")
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if self.dataset_name in ("wikipedia", "arxiv"):
-            found.append(f"--dataset_name {self.dataset_name} is text; eval_loop.py takes sciq, commonsenseqa or both")
-        if self.dataset_name not in (*TEXT_DATASETS, *QA_DATASETS) and not (
-            self.question_column and self.answer_column and self.choices_column
-        ):
-            found.append("--question_column, --choices_column and --answer_column are needed for QA data of your own")
-        for name in ("max_eval_samples", "per_device_eval_batch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                found.append(f"--{name} {getattr(self, name)}: must be at least 1")
-        if self.output_dir and Path(self.output_dir).exists() and not Path(self.output_dir).is_dir():
-            found.append(f"--output_dir {self.output_dir} is a file, not a folder")
-        return found + model_problems(self.model_path, None)
-
-
-@dataclass(frozen=True)
 class PrepareConfig(Flags):
     """Flags of prepare_datasets.py."""
 
@@ -683,8 +650,11 @@ class CreateConfig(DataFlags):
         return found
 
 
-def model_problems(model_path: str | None, length: int | None) -> list[str]:
-    """What is wrong with a model folder, and whether blocks of `length` tokens fit its positions."""
+def model_problems(model_path: str | None, length: int | None, *, any_kind: bool = False) -> list[str]:
+    """What is wrong with a model folder, and whether blocks of `length` tokens fit its positions.
+
+    Only Qwen models can be trained; `any_kind` of causal language model can be evaluated.
+    """
     if not model_path:
         return []
     file = Path(model_path) / "config.json"
@@ -699,7 +669,7 @@ def model_problems(model_path: str | None, length: int | None) -> list[str]:
         kind, positions = described.get("model_type"), described.get("max_position_embeddings")
     except (ValueError, AttributeError):
         return [f"{file}: is not a JSON object"]
-    if kind not in ("qwen3", "qwen2"):
+    if kind not in ("qwen3", "qwen2") and not any_kind:
         return [f"{file}: model_type is {kind!r}; MiniQwen trains qwen3 and qwen2 models"]
     if length and isinstance(positions, int) and length > positions:
         return [

@@ -7,6 +7,8 @@ of its targets: law 2); no targets give 0 with zero gradients. Costs: a few hund
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch.nn.functional import cross_entropy, linear, linear_cross_entropy, log_softmax
 from torch.utils.checkpoint import checkpoint
@@ -64,15 +66,34 @@ def _chunk_loss(rows: torch.Tensor, weight: torch.Tensor, classes: torch.Tensor)
     return cross_entropy(linear(rows, weight).float(), classes, ignore_index=IGNORED, reduction="sum")
 
 
-def log_likelihoods(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Σ log softmax(hidden · weightᵀ)[target] of each row over its targets that are not -100: [batch], in float64.
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Which log-probabilities are wanted: of `tokens` [n], each predicted at place `places[which]` of a row.
 
-    `hidden` [batch, length, width], `weight` [vocabulary, width], `targets` [batch, length]; without gradients.
+    A place [m] counts once, however many tokens are asked of it; `which` [n] ascends.
     """
-    row, column = (targets != IGNORED).nonzero(as_tuple=True)
-    sums = torch.zeros(len(targets), dtype=torch.float64, device=hidden.device)
-    parts = [part.split(rows_at_once(len(weight))) for part in (hidden[row, column], targets[row, column], row)]
-    for some, classes, owners in zip(*parts, strict=True):
-        picked = log_softmax(linear(some, weight).float(), dim=-1).gather(1, classes[:, None])[:, 0]
-        sums.index_add_(0, owners, picked.double())
-    return sums
+
+    places: torch.Tensor
+    which: torch.Tensor
+    tokens: torch.Tensor
+
+
+def log_probabilities(
+    hidden: torch.Tensor, weight: torch.Tensor, scored: Scored, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """log softmax(hidden[place] · weightᵀ + bias)[token] of each scored token: [n] in fp32, without gradients.
+
+    `hidden` [1, length, width], `weight` [vocabulary, width]; logits are made at the scored places only, some at once.
+    """
+    rows = hidden[0].index_select(0, scored.places)
+    found, at_once = [], rows_at_once(len(weight))
+    which = scored.which.cpu()
+    for start in range(0, len(rows), at_once):
+        first, last = torch.searchsorted(which, torch.tensor([start, start + at_once])).tolist()
+        # this way round a few rows take a CPU 25 ms instead of 39 (8 rows, width 256, vocabulary 151,936)
+        logits = linear(weight, rows[start : start + at_once]).T.float()
+        if bias is not None:
+            logits = logits + bias
+        own = scored.which[first:last] - start
+        found.append(log_softmax(logits.contiguous(), dim=-1)[own, scored.tokens[first:last]])
+    return torch.cat(found)

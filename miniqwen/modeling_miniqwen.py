@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedModel, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from miniqwen.attention import ATTENTION, lay_out
+from miniqwen.attention import ATTENTION, Documents, SharedPrefixes, lay_out
 from miniqwen.config import UserError
-from miniqwen.loss import computes_in, cross_entropy_sum, log_likelihoods
+from miniqwen.loss import Scored, computes_in, cross_entropy_sum, log_probabilities
 
 
 class MiniQwenConfig(Qwen3Config):
@@ -45,8 +45,9 @@ class TargetLoss:
         targets: torch.Tensor | None = None,
         cu_seqlens: torch.Tensor | None = None,
         drop_ignored: bool = False,
+        shared: SharedPrefixes | None = None,
+        scored: Scored | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        per_row: bool = False,
         **kwargs: Any,
     ) -> Any:
         """The sum of cross-entropies over `targets` [batch, length] that are not -100, as an fp32 scalar.
@@ -54,11 +55,15 @@ class TargetLoss:
         `targets[b, t]` is the token after `input_ids[b, t]`. `cu_seqlens` [documents + 1] int32 are the cumulative
         lengths of the documents in the rows laid end to end: a token sees earlier tokens of its own document only
         (None: all earlier tokens of the row). `drop_ignored`: see `cross_entropy_sum`.
-        `per_row` gives the sums of log-probabilities of each row instead, [batch] in float64: the output matrix is used
-        here, in the outermost forward pass, because sharded models are whole nowhere else.
-        Without `targets` this is the library's forward pass; `generate` reads its arguments' names off this signature.
+        With `scored` these log-probabilities [n] are returned instead, of one row [1, length] of texts laid out as
+        `shared` says: the output matrix is used here, in the outermost forward pass, because sharded models are whole
+        nowhere else.
+        Without both this is the library's forward pass; `generate` reads its arguments' names off this signature.
         Raises `ValueError` for arguments that have no meaning with `targets`.
         """
+        if shared is not None and scored is not None:
+            hidden = self._hidden(input_ids, position_ids, shared)
+            return log_probabilities(hidden, self.lm_head.weight, scored)  # type: ignore[attr-defined]
         if targets is None:
             if cu_seqlens is not None:
                 raise ValueError("cu_seqlens have a meaning only with targets")
@@ -73,15 +78,19 @@ class TargetLoss:
         rows, length = targets.shape
         precision = computes_in(next(self.parameters()))  # type: ignore[attr-defined]
         documents = None if cu_seqlens is None else lay_out(cu_seqlens, rows, length, precision)
+        hidden = self._hidden(input_ids, position_ids, documents)
+        # not before: sharded models gather it on the way
+        return cross_entropy_sum(hidden, self.lm_head.weight, targets, drop_ignored=drop_ignored)  # type: ignore[attr-defined]
+
+    def _hidden(self, input_ids: Any, position_ids: Any, documents: Documents | None) -> torch.Tensor:
+        """The last hidden states [batch, length, width]."""
         # in this form the library builds no mask of its own and hands ours to the layers as it is
         output = self.model(  # type: ignore[attr-defined]
             input_ids=input_ids, position_ids=position_ids, attention_mask={"full_attention": documents},
             use_cache=False,
         )  # fmt: skip
-        weight = self.lm_head.weight  # type: ignore[attr-defined]  # not before: sharded models gather it on the way
-        if per_row:
-            return log_likelihoods(output.last_hidden_state, weight, targets)
-        return cross_entropy_sum(output.last_hidden_state, weight, targets, drop_ignored=drop_ignored)
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden
 
 
 class MiniQwenForCausalLM(TargetLoss, Qwen3ForCausalLM):

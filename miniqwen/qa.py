@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from miniqwen.config import QA_DATASETS, EvalConfig, TrainConfig, UserError
+from miniqwen.config import QA_DATASETS, TrainConfig, UserError
+from miniqwen.eval_config import EvalConfig
 from miniqwen.questions import LABELS, Question, read_questions
 
 if TYPE_CHECKING:
@@ -36,10 +37,16 @@ HELD_OUT_SHARE, HELD_OUT_MAXIMUM = 0.05, 500
 LISTED = 20  # examples that a message names one by one
 
 
-def shuffle_choices(question: Question, seed: int) -> Question:
-    """The same question with its choices in an order that depends on (seed, id) alone."""
+def choice_order(question: Question, seed: int) -> list[int]:
+    """The numbers of the choices in an order that depends on (seed, id) alone."""
     order = list(range(len(question.choices)))
     random.Random(f"{seed}:{question.id}").shuffle(order)
+    return order
+
+
+def shuffle_choices(question: Question, seed: int) -> Question:
+    """The same question with its choices in `choice_order`."""
+    order = choice_order(question, seed)
     answer_index = None if question.answer_index is None else order.index(question.answer_index)
     return dataclasses.replace(question, choices=tuple(question.choices[i] for i in order), answer_index=answer_index)
 
@@ -145,6 +152,11 @@ class Template:
         shows_choices = "{choices}" in _fields(self.prompt)
         if problems := template_problems(self.prompt, self.choices if shows_choices else None):
             raise UserError(*problems)
+
+    @property
+    def shows_letters(self) -> bool:
+        """Whether a prompt names its choices by letters."""
+        return "{choices}" in _fields(self.prompt) and "{label}" in _fields(self.choices)
 
     def with_flags(self, prompt: str | None, choices: str | None) -> Template:
         """These templates unless flags gave others; `\\n` in a flag is a line break, which is hard to type there."""

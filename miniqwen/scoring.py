@@ -1,126 +1,154 @@
-"""How likely each choice is: log-likelihoods of the answers' texts after the prompt.
+"""How likely each choice is: log-likelihoods of the answers' texts behind the prompt.
 
-Promises: a choice's score is the sum of log-probabilities of " " + choice after the prompt, without eos, encoded as in
-training; it does not depend on the batch size, the order of the questions or the number of processes (to 1e-5 in fp32).
+Promises: a choice's score is the sum of its tokens' log-probabilities behind the prompt, without eos; it does not
+depend on the batch size, the order of the questions, what shares a batch or the number of processes (to 1e-5 in fp32).
 A prompt that is longer than the model's positions loses its beginning, as in lm-evaluation-harness, and is counted.
-Costs: every choice is run with its own copy of the prompt, choices of like length together; the output matrix is
-applied to the completions' tokens only, some of them at a time, so that a large vocabulary needs little memory.
+Costs: a prompt is computed once for all its choices, which follow it in the same row; questions of like length share a
+batch, without padding; the output matrix meets only the places that are scored, so a question whose choices are single
+tokens needs one row of logits. A batch has at most `MOST_TOKENS` tokens, or one question.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from miniqwen.attention import share_prefixes
 from miniqwen.config import UserError
-from miniqwen.loss import IGNORED
-from miniqwen.qa import Example, Template, encode_example
-from miniqwen.questions import Question
+from miniqwen.loss import Scored
+from miniqwen.protocols import Request
+
+MOST_TOKENS = 16_384  # in a batch of several questions: hidden states and logits stay small whatever the contexts
 
 
 @dataclass(frozen=True)
-class ChoiceScores:
-    """Of one question, in the order of its choices: log-likelihoods (nats) and lengths of the texts in characters."""
+class _Text:
+    """A prompt as the model sees it, the choices behind it, and where their scores belong."""
 
-    log_likelihoods: tuple[float, ...]
-    characters: tuple[int, ...]
-    truncated: bool = False  # the prompt lost its beginning
+    prompt: tuple[int, ...]
+    choices: tuple[tuple[int, ...], ...]
+    numbers: tuple[tuple[int, ...], ...]  # of the question's choices that are this one: equal ones are scored once
 
-
-def score_questions(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    template: Template,
-    questions: Sequence[Question],
-    batch_size: int,
-    device: torch.device | str,
-) -> list[ChoiceScores]:
-    """Scores of all questions, in their order; `batch_size` questions are run at once.
-
-    Raises `UserError` for a completion that is longer than the model's positions and for scores that are not numbers.
-    """
-    scored = score_share(model, tokenizer, template, questions, batch_size, device)
-    return [scored[index] for index in range(len(questions))]
-
-
-def score_share(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    template: Template,
-    questions: Sequence[Question],
-    batch_size: int,
-    device: torch.device | str,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    progress: bool = False,
-) -> dict[int, ChoiceScores]:
-    """What `score_rounds` gives, in one dictionary."""
-    rounds = score_rounds(
-        model, tokenizer, template, questions, batch_size, device, rank=rank, world_size=world_size, progress=progress
-    )
-    return {index: scores for scored in rounds for index, scores in scored.items()}
+    def __len__(self) -> int:
+        return len(self.prompt) + sum(len(choice) - 1 for choice in self.choices)
 
 
 def score_rounds(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    template: Template,
-    questions: Sequence[Question],
+    model: torch.nn.Module,
+    requests: Sequence[Request],
     batch_size: int,
     device: torch.device | str,
     *,
     rank: int = 0,
     world_size: int = 1,
-    progress: bool = False,
-) -> Iterator[dict[int, ChoiceScores]]:
-    """{index of the question: its scores} for the batches of one rank of several: whole batches, the same ones whatever
-    the number of ranks. The ranks' shares together are all questions, each once; a batch at a time.
+    done: frozenset[int] = frozenset(),
+    halve: Callable[[int], None] | None = None,
+    progress: str | None = None,
+) -> Iterator[dict[int, tuple[float, ...]]]:
+    """{index of the question: log-likelihoods (nats) of its choices}, a batch of one rank of several at a time.
 
+    The batches, of `batch_size` questions of like length, are the same whatever the number of ranks and whatever is
+    `done` already: a batch is left out when all of it is. The ranks' shares together are all questions, each once.
     Every rank runs the model equally often, as sharded models need: a rank without a batch of its own repeats the last.
+    When memory runs out, a batch is halved, and those behind it too; `halve` is told the new size. Without it, as for
+    sharded models, whose ranks must keep step, the error ends the run.
+
+    Raises `UserError` for a choice longer than the model's positions, scores that are not numbers, and one question
+    alone that does not fit into memory.
     """
     # under DeepSpeed's wrapper, `config` is not the model's
-    positions = getattr(model, "module", model).config.max_position_embeddings
-    encoded = [_encode(tokenizer, template, question, positions) for question in questions]
-    longest = [max(len(example.input_ids) for example in examples) for examples, _ in encoded]
-    by_length = sorted(range(len(questions)), key=lambda index: (-longest[index], index))
-    batches = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
+    positions = model_positions(getattr(model, "module", model).config)
+    texts = [_texts(request, positions) for request in requests]
+    batches = [batch for batch in _batches(texts, batch_size) if not done.issuperset(batch)]
+    at_once = batch_size
     with _evaluating(model):
-        for first in tqdm(range(0, len(batches), world_size), desc="scoring", unit="batch", disable=not progress):
+        for first in tqdm(range(0, len(batches), world_size), desc=progress, unit="batch", disable=progress is None):
             batch = batches[min(first + rank, len(batches) - 1)]
-            sums = iter(_log_likelihoods(model, [example for index in batch for example in encoded[index][0]], device))
-            scored = {}
-            for index in batch if first + rank < len(batches) else ():
-                question, (examples, truncated) = questions[index], encoded[index]
-                values = tuple(next(sums) for _ in examples)
-                if not all(map(math.isfinite, values)):
-                    raise UserError(f"question {question.id}: the model gives {values[0]} for a log-likelihood")
-                scored[index] = ChoiceScores(values, tuple(map(len, question.choices)), truncated)
+            scored: dict[int, tuple[float, ...]] = {}
+            waiting = list(batch)
+            while waiting:
+                some = waiting[:at_once]
+                try:
+                    sums = iter(_log_likelihoods(model, [text for index in some for text in texts[index]], device))
+                except RuntimeError as error:
+                    if halve is None or not should_reduce_batch_size(error):
+                        raise
+                    if len(some) == 1:
+                        raise UserError(
+                            f"question {requests[some[0]].id} alone needs more memory than there is"
+                        ) from None
+                    at_once = (len(some) + 1) // 2
+                    halve(at_once)
+                    clear_device_cache(garbage_collection=True)
+                    continue
+                waiting = waiting[at_once:]
+                if first + rank < len(batches):
+                    for index in some:
+                        scored[index] = _put_together(
+                            requests[index], texts[index], list(islice(sums, len(texts[index])))
+                        )
             yield scored
 
 
-def _encode(
-    tokenizer: PreTrainedTokenizerBase, template: Template, question: Question, positions: int
-) -> tuple[list[Example], bool]:
-    """One example a choice, and whether a prompt had to be cut. The last token is never an input: one more fits."""
-    prompt, where = template.render(question), f"question {question.id}"
-    completions = [template.completion(choice) for choice in question.choices]
-    examples = [encode_example(tokenizer, prompt, completion, where, eos=False) for completion in completions]
-    truncated = any(len(example.input_ids) > positions + 1 for example in examples)
-    try:
-        return [example.truncated(positions + 1) for example in examples], truncated
-    except ValueError as error:
-        raise UserError(f"{where}: {error}, all that the model has positions for") from None
+def is_truncated(request: Request, positions: int) -> bool:
+    """Whether the prompt loses its beginning in front of some choice."""
+    return len(request.prompt) + max(map(len, request.choices)) > positions + 1
+
+
+def model_positions(config: Any) -> int:
+    """How many tokens a model has positions for."""
+    for name in ("n_positions", "max_position_embeddings", "n_ctx"):  # the harness's order
+        if isinstance(found := getattr(config, name, None), int):
+            return found
+    return 2048  # the harness's default
+
+
+def _texts(request: Request, positions: int) -> tuple[_Text, ...]:
+    """The request within `positions`: choices see the same prompt unless a long one needs more of it cut than others.
+
+    The last token is never an input: one more fits.
+    """
+    numbers: dict[tuple[int, ...], list[int]] = {}
+    for number, choice in enumerate(request.choices):
+        if len(choice) > positions:
+            raise UserError(
+                f"question {request.id}: choice {number} has {len(choice)} tokens, the model positions for {positions}"
+            )
+        numbers.setdefault(choice, []).append(number)
+    by_cut: dict[int, list[tuple[int, ...]]] = {}
+    for choice in numbers:
+        by_cut.setdefault(max(0, len(request.prompt) + len(choice) - positions - 1), []).append(choice)
+    return tuple(
+        _Text(request.prompt[cut:], tuple(choices), tuple(tuple(numbers[choice]) for choice in choices))
+        for cut, choices in by_cut.items()
+    )
+
+
+def _batches(texts: Sequence[Sequence[_Text]], batch_size: int) -> list[tuple[int, ...]]:
+    """Indexes of questions, the longest first, so that memory runs out at the beginning if it does."""
+    sizes = [sum(map(len, own)) for own in texts]
+    batches: list[list[int]] = []
+    tokens = 0
+    for index in sorted(range(len(texts)), key=lambda index: (-sizes[index], index)):
+        if not batches or len(batches[-1]) == batch_size or tokens + sizes[index] > MOST_TOKENS:
+            batches.append([])
+            tokens = 0
+        batches[-1].append(index)
+        tokens += sizes[index]
+    return [tuple(batch) for batch in batches]
 
 
 @contextlib.contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Without dropout and gradients; the model's mode is put back."""
     was_training = model.training
     model.eval()
@@ -131,19 +159,53 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(was_training)
 
 
-def _log_likelihoods(model: PreTrainedModel, examples: Sequence[Example], device: torch.device | str) -> list[float]:
-    """Sum of log-probabilities of each completion.
+def _log_likelihoods(model: torch.nn.Module, texts: Sequence[_Text], device: torch.device | str) -> list[list[float]]:
+    """Of each text the sum of log-probabilities of each choice.
 
-    Inputs are padded on the right to `[examples, length]`: with causal attention no real token sees the padding, so no
-    mask is needed. Targets are the completions' tokens, each at the place that predicts it.
+    All stand in one row: a prompt, then its choices without their last tokens. A choice's first token is predicted by
+    the prompt's last, for all choices at once, and every other one by the token before it.
     """
-    length = max(len(example.input_ids) for example in examples) - 1
-    inputs = torch.zeros(len(examples), length, dtype=torch.long)
-    targets = torch.full((len(examples), length), IGNORED)
-    for number, example in enumerate(examples):
-        ids = torch.tensor(example.input_ids)
-        inputs[number, : len(ids) - 1] = ids[:-1]
-        first = max(example.prompt_length, 1)  # nothing predicts the first token of an empty prompt
-        targets[number, first - 1 : len(ids) - 1] = ids[first:]
-    sums: list[float] = model(input_ids=inputs.to(device), targets=targets.to(device), per_row=True).tolist()
-    return sums
+    shared = share_prefixes(
+        [(len(text.prompt), [len(choice) - 1 for choice in text.choices]) for text in texts], device
+    )
+    ids: list[int] = []
+    positions: list[int] = []
+    asked: list[tuple[int, int]] = []  # (place, token), choice by choice
+    for text in texts:
+        ids += text.prompt
+        positions += range(len(text.prompt))
+        end = len(ids) - 1
+        for choice in text.choices:
+            asked += zip((end, *range(len(ids), len(ids) + len(choice) - 1)), choice, strict=True)
+            ids += choice[:-1]
+            positions += range(len(text.prompt), len(text.prompt) + len(choice) - 1)
+    order = sorted(range(len(asked)), key=asked.__getitem__)
+    ascending = torch.tensor([asked[number] for number in order])
+    places, which = ascending[:, 0].unique_consecutive(return_inverse=True)
+    scored = Scored(places.to(device), which.to(device), ascending[:, 1].to(device))
+    found = model(
+        input_ids=torch.tensor([ids], device=device), position_ids=torch.tensor([positions], device=device),
+        shared=shared, scored=scored,
+    )  # fmt: skip
+    by_choice = torch.empty(len(asked), dtype=torch.float64)
+    by_choice[torch.tensor(order)] = found.to("cpu", torch.float64)
+    ends = itertools.accumulate(len(choice) for text in texts for choice in text.choices)
+    sums = (part.sum().item() for part in by_choice.tensor_split(list(ends)[:-1]))
+    return [[next(sums) for _ in text.choices] for text in texts]
+
+
+def _put_together(request: Request, texts: Sequence[_Text], sums: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """The log-likelihoods of a question's choices, in their order."""
+    values = {
+        number: value
+        for text, found in zip(texts, sums, strict=True)
+        for numbers, value in zip(text.numbers, found, strict=True)
+        for number in numbers
+    }
+    bad = [value for value in values.values() if not math.isfinite(value)]
+    if bad:
+        raise UserError(
+            f"question {request.id}: the model gives {bad[0]} for a log-likelihood; its weights, or the precision it "
+            "runs in, are broken"
+        )
+    return tuple(values[number] for number in range(len(request.choices)))

@@ -39,6 +39,7 @@ from miniqwen.batches import (
 from miniqwen.config import TrainConfig, UserError
 from miniqwen.documents import HeldOut, LaneOrder, hold_out
 from miniqwen.packing import Block, Cursor, encoded_documents, pack, skipped_units, split
+from miniqwen.protocols import Prompt, Request, encode_prompt, template_prompt
 from miniqwen.qa import (
     Example,
     Fitted,
@@ -61,7 +62,8 @@ class Task:
     """One run's data.
 
     `updates(cursor)`: endless updates of this rank from a stored cursor on; `validation`: this rank's micro-batches;
-    `questions`: all of them, for accuracy; `identity`: what the data order depends on; `notes`: for the user.
+    `prompts` and `requests`: all questions to measure accuracy by, and their tokens; `identity`: what the data order
+    depends on; `notes`: for the user.
     `tokenizer` is the one that made the tokens; `held_out`: where validation text comes from, for the record;
     `rows_are`: what the batch counts.
     """
@@ -72,7 +74,8 @@ class Task:
     notes: Sequence[str]
     tokenizer: PreTrainedTokenizerBase
     updates_per_epoch: int | None = None
-    questions: Sequence[Question] = ()
+    prompts: Sequence[Prompt] = ()
+    requests: Sequence[Request] = ()
     template: Template | None = None
     held_out: Mapping[str, Any] = field(default_factory=dict)
     rows_are: str = "blocks"
@@ -277,6 +280,8 @@ def _question_task(config: TrainConfig, repository: Repository, tokenizer: PreTr
         "max_seq_length": config.length, "seed": config.seed,
         "template": vars(template) if config.do_qa_format else None,
     }  # fmt: skip
+    chosen_by = [question for question in validation if question.choices] if config.do_qa_format else []
+    prompts = [template_prompt(question, template) for question in chosen_by]
     return Task(
         updates=lambda cursor: prefetched(example_updates(epoch_rows, batch, plan, cursor)),
         validation=_shared_out(held.examples, plan, config.per_device_eval_batch_size, example_batch),
@@ -284,7 +289,8 @@ def _question_task(config: TrainConfig, repository: Repository, tokenizer: PreTr
         notes=notes,
         tokenizer=tokenizer,
         updates_per_epoch=per_epoch,
-        questions=[question for question in validation if question.choices] if config.do_qa_format else (),
+        prompts=prompts,
+        requests=[encode_prompt(tokenizer, prompt) for prompt in prompts],
         template=template if config.do_qa_format else None,
         rows_are="blocks" if config.packing else "examples",
     )

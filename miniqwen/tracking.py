@@ -22,6 +22,16 @@ from tqdm import tqdm
 from miniqwen.config import TrainConfig, UserError
 from miniqwen.runtime import Runtime
 
+SHOWN_SAMPLES = 16  # questions in the trackers' table of each evaluation
+SAMPLE_COLUMNS = ("id", "question", "choices", "scores", "prediction", "answer", "correct")
+
+
+def _cell(value: Any) -> str:
+    """A value of a record as text."""
+    if isinstance(value, list):
+        return "; ".join(f"{one:.2f}" if isinstance(one, float) else str(one) for one in value)
+    return str(value)
+
 
 def cut_torn_line(path: Path) -> None:
     """Cut what a killed process left of its last line."""
@@ -117,8 +127,10 @@ class Tracker:
             if met and step == self._bar.total:
                 self.say("met in the text: " + "  ".join(f"{name} {count:,}" for name, count in met.items() if count))
 
-    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of an evaluation, named `eval_...`."""
+    def evaluation(self, step: int, metrics: Mapping[str, float], samples: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Metrics of an evaluation, named `eval_...`, and records of questions, for a table in the trackers."""
+        if self._is_main and samples:
+            self._ship_table(step, samples)
         self._ship(step, metrics, {name: name.replace("eval_", "eval/", 1) for name in metrics})
         if self._is_main:
             words = "  ".join(
@@ -151,6 +163,20 @@ class Tracker:
             self._tensorboard.flush()
         if self._wandb:
             self._wandb.log({**prefixed, "train/global_step": step})
+
+    def _ship_table(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+        rows = [[_cell(sample[name]) for name in SAMPLE_COLUMNS] for sample in samples]
+        if self._tensorboard:
+            lines = [SAMPLE_COLUMNS, ["---"] * len(SAMPLE_COLUMNS), *rows]
+            # in a table of Markdown a bar or a line break would begin another cell or row
+            cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines]
+            table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+            self._tensorboard.add_text("eval/samples", table, step)
+        if self._wandb:
+            import wandb
+
+            table = wandb.Table(columns=list(SAMPLE_COLUMNS), data=rows)
+            self._wandb.log({"eval/samples": table, "train/global_step": step})
 
     def _say(self, line: str) -> None:
         if self._bar.disable:

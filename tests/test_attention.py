@@ -15,7 +15,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import Qwen2Config
 
 import miniqwen.attention
-from miniqwen.attention import Grouped, VariableLength, cumulative_lengths, document_attention, lay_out
+from miniqwen.attention import (
+    Grouped,
+    VariableLength,
+    cumulative_lengths,
+    document_attention,
+    lay_out,
+    share_prefixes,
+)
 from miniqwen.modeling_miniqwen import MiniQwen2ForCausalLM, MiniQwenConfig, MiniQwenForCausalLM, compile_layers
 
 SHAPE: dict[str, Any] = {
@@ -212,3 +219,24 @@ def test_on_a_gpu_the_kernel_gives_what_grouping_gives() -> None:
     assert isinstance(kernel, VariableLength)
     expected = attended(parts, lay_out(ends, len(LENGTHS), 64, torch.float32))
     torch.testing.assert_close(attended(parts, kernel), expected, rtol=2e-2, atol=2e-2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 40), st.lists(st.integers(0, 7), max_size=5)), min_size=1, max_size=6))
+def test_tails_see_their_prefix_and_themselves_whatever_the_lengths(texts: list[tuple[int, list[int]]]) -> None:
+    torch.manual_seed(0)
+    total = sum(own + sum(tails) for own, tails in texts)
+    seen = torch.zeros(total, total, dtype=torch.bool)  # the definition, as a dense mask
+    start = 0
+    for own, tails in texts:
+        prefix = range(start, start + own)
+        start += own
+        seen[prefix[0] : start, prefix[0] : start] = torch.ones(own, own).tril().bool()
+        for tail in tails:
+            seen[start : start + tail, prefix[0] : prefix[-1] + 1] = True
+            seen[start : start + tail, start : start + tail] = torch.ones(tail, tail).tril().bool()
+            start += tail
+    query, key, value = torch.randn(1, 4, total, 8), torch.randn(1, 2, total, 8), torch.randn(1, 2, total, 8)
+    expected = scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=True).transpose(1, 2)
+    found, _ = document_attention(torch.nn.Identity(), query, key, value, share_prefixes(texts))
+    assert torch.allclose(found, expected, atol=2e-6)

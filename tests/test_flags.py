@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from miniqwen.config import CreateConfig, EvalConfig, PrepareConfig, TrainConfig, UserError, dump, parse
+from miniqwen.config import CreateConfig, PrepareConfig, TrainConfig, UserError, dump, parse
+from miniqwen.eval_config import EvalConfig
 from miniqwen.qa import template_flags
 
 ROOT = Path(__file__).parent.parent

@@ -7,11 +7,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
-    "flags", "config", "zero", "backends", "shards", "peers", "runtime", "patience", "hub", "formats", "sources",
-    "repositories", "windows", "bad_units", "documents", "tokenization_miniqwen", "questions", "qa", "token_cache",
-    "packing", "attention", "batches", "preemption", "tasks", "loss", "modeling_miniqwen", "optimizers", "scoring",
-    "metrics", "tensor_files", "background", "checkpoint", "steps", "bad_updates", "output_folder", "tracking",
-    "ending", "create_model", "demo",
+    "flags", "config", "eval_config", "zero", "backends", "shards", "peers", "runtime", "patience", "hub", "formats",
+    "sources", "repositories", "windows", "bad_units", "documents", "tokenization_miniqwen", "questions", "qa",
+    "protocols", "token_cache", "packing", "attention", "batches", "preemption", "tasks", "loss", "modeling_miniqwen",
+    "causal_models", "optimizers", "scoring", "metrics", "generation", "evaluation", "comparison", "tensor_files",
+    "background", "checkpoint", "result_files", "steps", "bad_updates", "output_folder", "tracking", "ending",
+    "create_model", "demo",
 )  # fmt: skip
 LOOPS = ("train_loop.py", "eval_loop.py", "prepare_datasets.py")
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from miniqwen import scoring
 from miniqwen.config import UserError
 from miniqwen.modeling_miniqwen import MiniQwenConfig, MiniQwenForCausalLM
+from miniqwen.protocols import Request, encode_prompt, template_prompt
 from miniqwen.qa import Template
 from miniqwen.questions import Question
-from miniqwen.scoring import ChoiceScores, score_questions, score_share
+from miniqwen.scoring import is_truncated, score_rounds
 from miniqwen.tokenization_miniqwen import encode_text, train_tokenizer
 
 WORDS = ("iron", "water", "a slow river", "the moon", "carbon dioxide", "x", "photosynthesis", "north east wind")
@@ -65,95 +69,187 @@ def one_by_one(
     return sums
 
 
+def requests_of(tokenizer: PreTrainedTokenizerBase, template: Template, questions: Sequence[Question]) -> list[Request]:
+    return [encode_prompt(tokenizer, template_prompt(question, template)) for question in questions]
+
+
+def score(model: torch.nn.Module, requests: Sequence[Request], batch_size: int, **how: Any) -> list[tuple[float, ...]]:
+    found: dict[int, tuple[float, ...]] = {}
+    for part in score_rounds(model, requests, batch_size, "cpu", **how):
+        found |= part
+    return [found[index] for index in range(len(requests))]
+
+
+def flat(scores: Sequence[Sequence[float]]) -> list[float]:
+    return [value for one in scores for value in one]
+
+
+@pytest.fixture(scope="module")
+def requests(tokenizer: PreTrainedTokenizerBase, questions: list[Question]) -> list[Request]:
+    return requests_of(tokenizer, Template(), questions)
+
+
 @pytest.fixture(scope="module")
 def expected(model: MiniQwenForCausalLM, tokenizer: PreTrainedTokenizerBase, questions: list[Question]) -> list[float]:
     return [value for question in questions for value in one_by_one(model, tokenizer, Template(), question)]
 
 
-def flat(scores: list[ChoiceScores]) -> list[float]:
-    return [value for score in scores for value in score.log_likelihoods]
-
-
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_scores_equal_the_one_by_one_reference_whatever_the_batch_size(
-    model: MiniQwenForCausalLM, tokenizer: PreTrainedTokenizerBase, questions: list[Question], expected: list[float],
-    batch_size: int,
-) -> None:  # fmt: skip
-    scores = score_questions(model, tokenizer, Template(), questions, batch_size, "cpu")
-    assert [len(score.log_likelihoods) for score in scores] == [len(question.choices) for question in questions]
+    model: MiniQwenForCausalLM, requests: list[Request], expected: list[float], batch_size: int
+) -> None:
+    scores = score(model, requests, batch_size)
+    assert [len(own) for own in scores] == [len(request.choices) for request in requests]
     assert flat(scores) == pytest.approx(expected, abs=1e-5)
+    assert len({len(choice) for request in requests for choice in request.choices}) > 2, "one- and many-token choices"
     assert len(set(flat(scores))) == len(flat(scores)), "a model that tells nothing apart would pass vacuously"
-    assert scores[0].characters == tuple(len(choice) for choice in questions[0].choices)
-    assert not any(score.truncated for score in scores)
+
+
+def test_a_batch_of_few_tokens_scores_as_one_of_many(
+    model: MiniQwenForCausalLM, requests: list[Request], expected: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "MOST_TOKENS", 50)
+    seen: list[int] = []
+    watched = Watched(model, lambda ids: seen.append(ids.numel()))
+    assert flat(score(watched, requests, 100)) == pytest.approx(expected, abs=1e-5)
+    longest = max(len(request.prompt) + sum(map(len, request.choices)) for request in requests)
+    assert max(seen) < max(50, longest) + 1
+    assert len(seen) > 1
 
 
 def test_the_order_of_questions_and_choices_changes_no_score(
     model: MiniQwenForCausalLM, tokenizer: PreTrainedTokenizerBase, questions: list[Question]
 ) -> None:
     template = Template("{question}\nAnswer:")  # shows no choices, so their order cannot matter
-    forward = score_questions(model, tokenizer, template, questions, 4, "cpu")
+    forward = score(model, requests_of(tokenizer, template, questions), 4)
     turned = [dataclasses.replace(question, choices=question.choices[::-1]) for question in questions[::-1]]
-    backward = score_questions(model, tokenizer, template, turned, 4, "cpu")
+    backward = score(model, requests_of(tokenizer, template, turned), 4)
     assert flat(backward)[::-1] == pytest.approx(flat(forward), abs=1e-5)
 
 
+def test_noise_in_one_choice_changes_no_other_choice_and_no_other_question(
+    model: MiniQwenForCausalLM, requests: list[Request]
+) -> None:
+    noisy = dataclasses.replace(requests[0], choices=(*requests[0].choices[:-1], (5, 6, 7, 8, 9)))
+    before, after = score(model, requests[:3], 3), score(model, [noisy, *requests[1:3]], 3)
+    assert after[0][-1] != before[0][-1]
+    assert after[0][:-1] == pytest.approx(before[0][:-1], abs=1e-5)
+    assert flat(after[1:]) == pytest.approx(flat(before[1:]), abs=1e-5)
+
+
+def test_equal_choices_score_the_same_to_the_last_bit(model: MiniQwenForCausalLM, requests: list[Request]) -> None:
+    twice = dataclasses.replace(requests[0], choices=(*requests[0].choices, *requests[0].choices))
+    (scores,) = score(model, [twice], 1)
+    half = len(scores) // 2
+    assert scores[:half] == scores[half:]
+    assert scores[:half] == pytest.approx(score(model, requests[:1], 1)[0], abs=1e-5)
+
+
 def test_ranks_share_out_all_questions_once_and_score_the_same(
-    model: MiniQwenForCausalLM, tokenizer: PreTrainedTokenizerBase, questions: list[Question]
+    model: MiniQwenForCausalLM, requests: list[Request]
 ) -> None:
-    whole = score_share(model, tokenizer, Template(), questions, 2, "cpu")
-    shares = [
-        score_share(model, tokenizer, Template(), questions, 2, "cpu", rank=rank, world_size=3) for rank in range(3)
-    ]
-    assert sum(len(share) for share in shares) == len(questions)
-    assert {index: scores for share in shares for index, scores in share.items()} == whole
+    rounds = {rank: list(score_rounds(model, requests, 2, "cpu", rank=rank, world_size=3)) for rank in range(3)}
+    assert len({len(parts) for parts in rounds.values()}) == 1, "sharded models need every rank equally often"
+    shares = [{index: one for part in parts for index, one in part.items()} for parts in rounds.values()]
+    assert sum(map(len, shares)) == len(requests)
+    together = {index: one for share in shares for index, one in share.items()}
+    assert [together[index] for index in range(len(requests))] == score(model, requests, 2)
     assert all(shares)
-    assert score_share(model, tokenizer, Template(), questions, 100, "cpu", rank=1, world_size=2) == {}
 
 
-def test_a_prompt_beyond_the_positions_loses_its_beginning_and_is_counted(
+def test_what_is_done_is_not_scored_again_and_the_rest_stays_the_same_to_the_last_bit(
+    model: MiniQwenForCausalLM, requests: list[Request]
+) -> None:
+    whole = dict(enumerate(score(model, requests, 3)))
+    parts = list(score_rounds(model, requests, 3, "cpu"))
+    done = frozenset(index for part in parts[:2] for index in part)
+    rest = {index: one for part in score_rounds(model, requests, 3, "cpu", done=done) for index, one in part.items()}
+    assert rest == {index: whole[index] for index in whole if index not in done}
+
+
+class Watched(torch.nn.Module):
+    """The model, with a look at each row of tokens before it is run."""
+
+    def __init__(self, model: torch.nn.Module, look: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.model, self.look, self.config = model, look, model.config
+        self.train(model.training)
+
+    def forward(self, input_ids: torch.Tensor, **inputs: Any) -> Any:
+        self.look(input_ids)
+        return self.model(input_ids=input_ids, **inputs)
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_halved_and_scores_the_same(
+    model: MiniQwenForCausalLM, requests: list[Request], expected: list[float]
+) -> None:
+    longest = max(len(request.prompt) + sum(map(len, request.choices)) for request in requests)
+
+    def run_out(ids: torch.Tensor) -> None:
+        if ids.numel() > longest:
+            torch.empty(2**62, dtype=torch.uint8)  # the allocator's own error
+
+    told: list[int] = []
+    scores = score(Watched(model, run_out), requests, 8, halve=told.append)
+    assert flat(scores) == pytest.approx(expected, abs=1e-5)
+    assert told[0] == 4
+    assert told == sorted(told, reverse=True)
+    with pytest.raises(RuntimeError, match="allocate"):
+        score(Watched(model, run_out), requests, 8)
+
+
+def test_one_question_that_does_not_fit_into_memory_is_named(
+    model: MiniQwenForCausalLM, requests: list[Request]
+) -> None:
+    def run_out(ids: torch.Tensor) -> None:
+        torch.empty(2**62, dtype=torch.uint8)
+
+    with pytest.raises(UserError, match="alone needs more memory"):
+        score(Watched(model, run_out), requests, 4, halve=lambda size: None)
+
+
+def test_a_prompt_beyond_the_positions_loses_its_beginning_as_each_choice_needs(
     model: MiniQwenForCausalLM, tokenizer: PreTrainedTokenizerBase, questions: list[Question]
 ) -> None:
-    long = dataclasses.replace(questions[0], support="the moon " * 200)
-    scores = score_questions(model, tokenizer, Template(), [questions[1], long], 2, "cpu")
-    assert [score.truncated for score in scores] == [False, True]
-    assert list(scores[1].log_likelihoods) == pytest.approx(one_by_one(model, tokenizer, Template(), long), abs=1e-5)
+    long = dataclasses.replace(questions[0], support="the moon " * 200, choices=("x", "north east wind", "iron"))
+    requests = requests_of(tokenizer, Template(), [questions[1], long])
+    assert len({len(choice) for choice in requests[1].choices}) > 1, "choices of one length would share their cut"
+    assert [is_truncated(request, POSITIONS) for request in requests] == [False, True]
+    scores = score(model, requests, 2)
+    assert list(scores[1]) == pytest.approx(one_by_one(model, tokenizer, Template(), long), abs=1e-5)
 
 
 def test_a_choice_longer_than_the_model_is_an_error_naming_the_question(
     model: MiniQwenForCausalLM, tokenizer: PreTrainedTokenizerBase, questions: list[Question]
 ) -> None:
     endless = dataclasses.replace(questions[0], choices=("x", "the moon " * 200))
-    with pytest.raises(UserError, match="question 0: the completion alone is longer"):
-        score_questions(model, tokenizer, Template(), [endless], 2, "cpu")
+    with pytest.raises(UserError, match=r"question 0: choice 1 has \d+ tokens, the model positions for 96"):
+        score(model, requests_of(tokenizer, Template(), [endless]), 2)
 
 
 def test_the_models_mode_comes_back_and_dropout_is_off_meanwhile(
-    model: MiniQwenForCausalLM, tokenizer: PreTrainedTokenizerBase, questions: list[Question]
+    model: MiniQwenForCausalLM, requests: list[Request]
 ) -> None:
-    expected = flat(score_questions(model, tokenizer, Template(), questions[:2], 2, "cpu"))
+    expected = score(model, requests[:2], 2)
     assert not model.training
     model.train()
     try:
-        assert flat(score_questions(model, tokenizer, Template(), questions[:2], 2, "cpu")) == expected
+        assert score(model, requests[:2], 2) == expected
         assert model.training
     finally:
         model.eval()
 
 
-def test_bfloat16_autocast_is_near_the_full_precision(
-    model: MiniQwenForCausalLM, tokenizer: PreTrainedTokenizerBase, questions: list[Question]
-) -> None:
-    exact = flat(score_questions(model, tokenizer, Template(), questions, 8, "cpu"))
+def test_bfloat16_autocast_is_near_the_full_precision(model: MiniQwenForCausalLM, requests: list[Request]) -> None:
+    exact = flat(score(model, requests, 8))
     with torch.autocast("cpu", torch.bfloat16):
-        rough = flat(score_questions(model, tokenizer, Template(), questions, 8, "cpu"))
+        rough = flat(score(model, requests, 8))
     assert rough != exact
     assert rough == pytest.approx(exact, rel=0.02, abs=0.3)
 
 
-def test_scores_that_are_not_numbers_are_an_error(
-    tokenizer: PreTrainedTokenizerBase, model: MiniQwenForCausalLM, questions: list[Question]
-) -> None:
+def test_scores_that_are_not_numbers_are_an_error(model: MiniQwenForCausalLM, requests: list[Request]) -> None:
     broken = MiniQwenForCausalLM(model.config)
     torch.nn.init.constant_(broken.model.norm.weight, float("nan"))
-    with pytest.raises(UserError, match="gives nan"):
-        score_questions(broken, tokenizer, Template(), questions[:1], 1, "cpu")
+    with pytest.raises(UserError, match="question 0: the model gives nan"):
+        score(broken, requests[:1], 1)
