@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, WORDS, run_script
+from conftest import ROOT, run_script
 from test_backends import metrics, needs_compiler
 
 from miniqwen.backends import DDP, FSDP2, SINGLE, ZERO, asked_backend
@@ -140,16 +140,27 @@ def test_shipped_files_say_where_a_run_runs_and_nothing_else() -> None:
 
 
 @pytest.fixture(scope="module")
-def given(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Flags of a short run on a local file."""
-    pairs = tmp_path_factory.mktemp("launches") / "pairs.jsonl"
-    rows = [{"q": f"{word} {n}?", "a": word} for n in range(3) for word in WORDS]
-    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def given(model: Path, mirror: Path) -> list[str]:
+    """Flags of a short run on questions with choices."""
     return (
-        f"--model_path {model} --dataset_name {pairs} --task finetune --question_column q --answer_column a "
+        f"--model_path {model} --dataset_name sciq --data_root {mirror} --eval_strategy steps --eval_steps 1 "
         "--max_seq_length 96 --learning_rate 1e-3 --logging_steps 1 --max_steps 2 --report_to none "
         "--per_device_train_batch_size 4 --gradient_accumulation_steps 2"
     ).split()
+
+
+def evaluations(output: Path) -> list[list[float]]:
+    """[loss, accuracy] of each evaluation of a run."""
+    written = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [[line["eval_loss"], line["eval_accuracy"]] for line in written if "eval_loss" in line]
+
+
+@pytest.fixture(scope="module")
+def on_one_process(given: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[list[float]]:
+    output = tmp_path_factory.mktemp("one") / "out"
+    done = run_script("train_loop.py", *given, "--gradient_accumulation_steps", 4, "--output_dir", output)
+    assert done.returncode == 0, done.stderr
+    return evaluations(output)
 
 
 def launched(file: str, output: Path, given: list[str], *flags: str, limit: float = 300) -> str:
@@ -173,8 +184,8 @@ def launched(file: str, output: Path, given: list[str], *flags: str, limit: floa
         pytest.param("zero3_offload.yaml", "ZeRO-3 over 2 processes on 1 node, cpu", marks=pytest.mark.slow),
     ],
 )
-def test_shipped_files_start_without_a_gpu_and_the_run_says_what_runs(
-    given: list[str], tmp_path: Path, file: str, says: str
+def test_shipped_files_start_without_a_gpu_say_what_runs_and_evaluate_as_one_process_does(
+    given: list[str], on_one_process: list[list[float]], tmp_path: Path, file: str, says: str
 ) -> None:
     said = launched(file, tmp_path / "out", given, limit=600)
     assert says in said
@@ -182,6 +193,10 @@ def test_shipped_files_start_without_a_gpu_and_the_run_says_what_runs(
     held, of = (int(text.split()[0].replace(",", "")) for text in said.split("fp32; ")[1].split(" of ")[:2])
     assert held < of if file == "fsdp2.yaml" else held <= of
     assert metrics(tmp_path / "out")[2]["loss"] > 0
+    found = evaluations(tmp_path / "out")
+    assert len(found) == len(on_one_process) == 2
+    for own, expected in zip(found, on_one_process, strict=True):
+        assert own == pytest.approx(expected, rel=1e-5)
 
 
 def test_several_processes_that_the_launcher_would_not_start_are_found(given: list[str], tmp_path: Path) -> None:

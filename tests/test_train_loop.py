@@ -227,8 +227,9 @@ def test_fine_tuning_follows_pretraining_and_is_evaluated(
 ) -> None:
     output = tmp_path / name
     said = train(
-        pretrained[0], mirror, output, "--dataset_name", name, *FINETUNE, "--metric_for_best_model", "accuracy"
-    )
+        pretrained[0], mirror, output, "--dataset_name", name, *FINETUNE, "--metric_for_best_model", "accuracy",
+        "--report_to", "tensorboard", "wandb",
+    )  # fmt: skip
     assert "examples to train on" in said
     evaluations = [line for line in lines(output) if "eval_loss" in line]
     per_epoch = 10 if name == "sciq" else 8
@@ -237,19 +238,35 @@ def test_fine_tuning_follows_pretraining_and_is_evaluated(
     losses = [line["loss"] for line in lines(output) if "loss" in line]
     assert losses[-1] < losses[0]
     assert (output / "prompt_templates.json").exists()
+    tables_hold_the_first_questions(output, [line["step"] for line in evaluations])
     done = run_script(
-        "eval_loop.py",
-        "--model_path",
-        output,
-        "--dataset_name",
-        name,
-        "--data_root",
-        mirror,
-        "--output_dir",
+        "eval_loop.py", "--model_path", output, "--dataset_name", name, "--data_root", mirror, "--output_dir",
         tmp_path / "e",
-    )
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "e" / f"{name}.json").read_text())["num_examples"] == 15
+
+
+def tables_hold_the_first_questions(output: Path, steps: list[int]) -> None:
+    """A table of samples of each evaluation, in both trackers."""
+    reader = EventAccumulator(str(output / "runs"))
+    reader.Reload()
+    events = reader.Tensors("eval/samples/text_summary")
+    assert [event.step for event in events] == steps
+    rows = events[-1].tensor_proto.string_val[0].decode().splitlines()
+    assert rows[0].startswith("| id | question | choices | scores | prediction | answer | correct |")
+    files = sorted(output.glob("wandb/offline-run-*/files/media/table/eval/samples_*.table.json"))
+    assert len(files) == len(steps)
+    table = json.loads(files[-1].read_text())
+    assert table["columns"] == ["id", "question", "choices", "scores", "prediction", "answer", "correct"]
+    assert len(table["data"]) == len(rows) - 2
+    assert len(table["data"]) in (2, 15), "all validation questions here, which are few"
+    for identity, question, choices, scores, prediction, answer, correct in table["data"]:
+        assert question.startswith("Which word")
+        texts, values = choices.split("; "), [float(score) for score in scores.split("; ")]
+        assert values[texts.index(prediction)] == max(values)
+        assert (prediction == answer) is (correct == "True")
+        assert any(identity in row for row in rows)
 
 
 def test_packed_fine_tuning_counts_blocks_and_is_the_same_on_two_processes_and_after_a_resume(
