@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 from transformers import PreTrainedTokenizerBase
 
 from miniqwen import scoring
@@ -253,3 +256,36 @@ def test_scores_that_are_not_numbers_are_an_error(model: MiniQwenForCausalLM, re
     torch.nn.init.constant_(broken.model.norm.weight, float("nan"))
     with pytest.raises(UserError, match="question 0: the model gives nan"):
         score(broken, requests[:1], 1)
+
+
+def test_memory_that_really_runs_out_halves_the_batch() -> None:
+    """In a process that may have only a little more memory than it has once the model is there."""
+    program = """
+import re, resource
+from pathlib import Path
+import torch
+from miniqwen.modeling_miniqwen import MiniQwenConfig, new_model
+from miniqwen.protocols import Request
+from miniqwen.scoring import score_rounds
+
+torch.set_num_threads(1)
+shape = dict(vocab_size=512, hidden_size=256, intermediate_size=1024, num_hidden_layers=1, num_attention_heads=4,
+             num_key_value_heads=2, head_dim=64, max_position_embeddings=4096)
+model = new_model(MiniQwenConfig(**shape), 0).eval()
+requests = [Request(str(i), tuple(range(i, i + 500)) * 3, ((1, 2), (3,)), (1, 1), (1, 1)) for i in range(8)]
+
+def score(size, halve=None):
+    return {i: one for part in score_rounds(model, requests, size, "cpu", halve=halve) for i, one in part.items()}
+
+expected = score(1)
+used = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + 60 * 2**20, used + 60 * 2**20))
+sizes = []
+found = score(8, sizes.append)
+assert sizes and sizes[0] == 4, sizes
+assert max(abs(a - b) for i in expected for a, b in zip(expected[i], found[i])) < 1e-5
+print("halved to", sizes[-1])
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "halved to" in done.stdout
