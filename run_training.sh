@@ -47,10 +47,10 @@ guide() {
   if wanted evaluate; then
     for name in sciq commonsenseqa; do
       $LAUNCH eval_loop.py --model_path "$OUT/${name}_finetuned" --dataset_name $name --output_dir "$OUT/evaluation/$name" \
-        --max_eval_samples 100 $DATA
+        --overwrite_output_dir --max_eval_samples 100 $DATA
     done
     $LAUNCH eval_loop.py --model_path "$OUT/pretrained" --dataset_name both --output_dir "$OUT/evaluation/combined" \
-      --max_eval_samples 100 $DATA
+      --overwrite_output_dir --max_eval_samples 100 $DATA
   fi
   echo "== done: the evaluations are in $OUT/evaluation; curves: tensorboard --logdir $OUT"
 }
@@ -75,8 +75,10 @@ demo() {
   if wanted evaluate; then
     for name in sciq commonsenseqa; do
       $LAUNCH eval_loop.py --model_path "$OUT/${name}_without_pretraining" --dataset_name $name \
-        --output_dir "$OUT/evaluation_without_pretraining/$name" $DATA > "$OUT/evaluation_without_pretraining_$name.log" 2>&1 &
-      $LAUNCH eval_loop.py --model_path "$OUT/${name}_finetuned" --dataset_name $name --output_dir "$OUT/evaluation/$name" $DATA
+        --output_dir "$OUT/evaluation_without_pretraining/$name" --overwrite_output_dir $DATA \
+        > "$OUT/evaluation_without_pretraining_$name.log" 2>&1 &
+      $LAUNCH eval_loop.py --model_path "$OUT/${name}_finetuned" --dataset_name $name --output_dir "$OUT/evaluation/$name" \
+        --overwrite_output_dir $DATA
       wait $! || { cat "$OUT/evaluation_without_pretraining_$name.log" >&2; exit 1; }
     done
     python - "$OUT" <<'PYTHON'
