@@ -93,12 +93,10 @@ def main(config: EvalConfig) -> None:
         answers = answered(model, tokenizer, one, already, file, config, state)
         if state.is_main_process:
             cut = truncated_prompts(one, model_positions(model.config), config)
-            words = (
-                {}
-                if config.protocol == "harness"
-                else {f"{name}_template": text for name, text in vars(template).items()}
-            )
-            results[one.name] = result(one.name, answers, one.train, config, {**words, "truncated_prompts": cut})
+            recorded: dict[str, Any] = {"truncated_prompts": cut}
+            if config.protocol == "miniqwen":
+                recorded |= {"prompt_template": template.prompt, "choices_template": template.choices}
+            results[one.name] = result(one.name, answers, one.train, config, recorded)
             tell(results[one.name], answers, file)
         state.wait_for_everyone()
         file.close()

@@ -591,7 +591,10 @@ class PrepareConfig(Flags):
                 "nothing to prepare: give --all, --wikipedia, --arxiv, --sciq, --commonsenseqa, --dataset_name NAME, "
                 "or --demo DIR"
             )
-        if self.dataset_name:
+        if self.dataset_name in TEXT_DATASETS + QA_DATASETS:
+            own = ("wikipedia", "arxiv") if self.dataset_name == "both" else (self.dataset_name,)
+            found.append(f"--dataset_name {self.dataset_name}: has flags of its own; give --{' --'.join(own)}")
+        elif self.dataset_name:
             found += unknown_dataset(self.dataset_name)
         if bool(self.tokenize) != bool(self.model_path):
             found.append("--tokenize DIR and --model_path M belong together: the model's tokenizer makes the tokens")

@@ -106,8 +106,9 @@ def is_truncated(request: Request, positions: int) -> bool:
 
 def model_positions(config: Any) -> int:
     """How many tokens a model has positions for."""
+    own = getattr(config, "text_config", config)  # of models that see pictures too
     for name in ("n_positions", "max_position_embeddings", "n_ctx"):  # the harness's order
-        if isinstance(found := getattr(config, name, None), int):
+        if isinstance(found := getattr(own, name, None), int):
             return found
     return 2048  # the harness's default
 

@@ -191,8 +191,49 @@ def test_the_other_commands_list_their_problems_too(tmp_path: Path) -> None:
     assert len(caught.value.problems) == 3  # no model, no output folder, and text cannot be scored
     with pytest.raises(UserError, match="nothing to prepare"):
         parse(PrepareConfig, [], program="", description="")
+    with pytest.raises(UserError, match="give --wikipedia --arxiv"):
+        parse(PrepareConfig, ["--dataset_name", "both"], program="", description="")
     with pytest.raises(UserError, match="must be at least 300"):
         parse(CreateConfig, ["--vocab_size", "5", "--output_dir", str(tmp_path / "m")], program="", description="")
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--protocol harness --prompt_template {question}", "--protocol harness has prompts of its own"),
+        ("--protocol harness --answer_format letter", "leave --answer_format out"),
+        ("--protocol lm_eval", "not one of miniqwen, harness"),
+        ("--max_new_tokens 5", "--max_new_tokens has no use without --answer_mode generate"),
+        ("--answer_mode generate --temperature 0.5", "--temperature has no use without --do_sample"),
+        ("--answer_mode generate --do_sample --temperature 0", "must be above 0"),
+        ("--answer_mode generate --do_sample --top_p 1.5", "must be above 0 and at most 1"),
+        ("--answer_mode generate --unconditional", "compares no scores"),
+        ("--answer_mode generate --extract letters", "did you mean letter?"),
+        ("--num_fewshot -1", "must be at least 0"),
+        ("--dataset_name own/data --protocol harness", "knows sciq and commonsenseqa only"),
+        ("--dataset_name own/data", "--question_column, --answer_column, --choices_column are needed"),
+        ("--dataset_name own/data --answer_mode generate", "--question_column, --answer_column are needed"),
+    ],
+)
+def test_contradictions_of_an_evaluation_are_told(flags: str, told: str, tmp_path: Path) -> None:
+    given = ["--dataset_name", "sciq", "--model_path", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    parse(EvalConfig, given, program="", description="")
+    with pytest.raises(UserError) as caught:
+        parse(EvalConfig, [*given, *flags.split()], program="", description="")
+    assert any(told in problem for problem in caught.value.problems)
+
+
+def test_a_comparison_needs_two_files_and_nothing_else(tmp_path: Path) -> None:
+    files = [str(tmp_path / name) for name in ("a.json", "b.json")]
+    with pytest.raises(UserError) as caught:
+        parse(EvalConfig, ["--compare", *files], program="", description="")
+    assert [problem.split(": ")[1] for problem in caught.value.problems] == ["no such file", "no such file"]
+    with pytest.raises(UserError, match="needs two files"):
+        parse(EvalConfig, ["--compare", files[0]], program="", description="")
+    for file in files:
+        Path(file).write_text("{}")
+    assert parse(EvalConfig, ["--compare", *files], program="", description="").compare == tuple(files)
 
 
 @pytest.mark.parametrize("script", ["train_loop.py", "eval_loop.py", "prepare_datasets.py"])
