@@ -38,22 +38,11 @@ class VariableLength:
 
 
 @dataclass(frozen=True, eq=False)
-class Grouped:
-    """Documents of similar length side by side.
-
-    `groups`: per group the places [documents, longest] of their tokens among the rows laid end to end, where a shorter
-    document repeats its last token; `back` [tokens]: where each token stands in the groups laid end to end.
-    """
-
-    groups: tuple[torch.Tensor, ...]
-    back: torch.Tensor
-
-
-@dataclass(frozen=True, eq=False)
 class Seeing:
-    """One attention call: the places in the row of `queries` [texts, m] and of the `keys` [texts, n] that they see.
+    """One attention call: the places of `queries` [documents, m] and of the `keys` [documents, n] that they see.
 
-    `seen` [texts, 1, m, n]: which query sees which key; None: each the keys up to its own place, which are the queries.
+    Places are those among the rows laid end to end; a shorter document repeats its last. `seen` [documents, 1, m, n]:
+    which query sees which key; None: the keys are the queries, and each sees those up to itself.
     """
 
     queries: torch.Tensor
@@ -62,20 +51,27 @@ class Seeing:
 
 
 @dataclass(frozen=True, eq=False)
-class SharedPrefixes:
-    """Texts laid end to end in one row: each a prefix, then tails that see it and themselves, but not one another.
+class Grouped:
+    """Documents of similar length side by side.
 
-    `lengths`: of each text the prefix's tokens (at least one) and those of each tail (perhaps none). `groups`: texts of
-    similar length, first their prefixes and then what follows them; `back` [tokens]: where each token of the row stands
-    among the groups' queries laid end to end.
+    `back` [tokens]: where each token of the rows stands among the groups' queries laid end to end.
     """
 
-    lengths: tuple[tuple[int, tuple[int, ...]], ...]
     groups: tuple[Seeing, ...]
     back: torch.Tensor
 
 
-Documents = VariableLength | Grouped | SharedPrefixes
+@dataclass(frozen=True, eq=False)
+class SharedPrefixes(Grouped):
+    """Texts laid end to end in one row: each a prefix, then tails that see it and themselves, but not one another.
+
+    `lengths`: of each text the prefix's tokens (at least one) and those of each tail (perhaps none).
+    """
+
+    lengths: tuple[tuple[int, tuple[int, ...]], ...]
+
+
+Documents = VariableLength | Grouped
 
 
 def cumulative_lengths(starts: np.ndarray, total: int) -> torch.Tensor:
@@ -112,51 +108,58 @@ def _group_numbers(lengths: np.ndarray) -> np.ndarray:
     return np.ceil(np.log(np.maximum(lengths / SHORTEST_GROUP, 1)) / np.log(GROUP_GROWTH))
 
 
+class _Groups:
+    """Groups that are being made, and where their queries come to stand."""
+
+    def __init__(self, tokens: int, device: torch.device | str) -> None:
+        self._made: list[Seeing] = []
+        self._back, self._taken, self._device = np.empty(tokens, dtype=np.int64), 0, device
+
+    def add(self, queries: np.ndarray, real: np.ndarray, keys: np.ndarray, seen: np.ndarray | None = None) -> None:
+        """One more; those of its `queries` count that are `real`."""
+        self._back[queries[real]] = self._taken + np.flatnonzero(real)
+        self._taken += queries.size
+        places = self._tensor(queries)
+        seen_places = places if keys is queries else self._tensor(keys)
+        self._made.append(Seeing(places, seen_places, None if seen is None else self._tensor(seen)))
+
+    def made(self) -> tuple[tuple[Seeing, ...], torch.Tensor]:
+        return tuple(self._made), self._tensor(self._back)
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+
 def _grouped(starts: np.ndarray, lengths: np.ndarray, device: torch.device) -> Grouped:
     powers = _group_numbers(lengths)
-    groups: list[torch.Tensor] = []
-    back, taken = np.empty(int(lengths.sum()), dtype=np.int64), 0
+    groups = _Groups(int(lengths.sum()), device)
     for power in np.unique(powers):
-        begins, sizes = starts[powers == power], lengths[powers == power]
-        places, real = _places(begins, sizes)
-        back[places[real]] = taken + np.flatnonzero(real)
-        taken += places.size
-        groups.append(torch.from_numpy(places).to(device))
-    return Grouped(tuple(groups), torch.from_numpy(back).to(device))
+        places, real = _places(starts[powers == power], lengths[powers == power])
+        groups.add(places, real, places)
+    return Grouped(*groups.made())
 
 
 def share_prefixes(lengths: Sequence[tuple[int, Sequence[int]]], device: torch.device | str = "cpu") -> SharedPrefixes:
     """The layout of texts given by the lengths of their prefixes, and of the tails behind each."""
     prefix, tail = (np.array(sizes) for sizes in zip(*((own, sum(tails)) for own, tails in lengths), strict=True))
     starts = np.cumsum(prefix + tail) - prefix - tail
-    groups: list[Seeing] = []
-    back, taken = np.empty(int((prefix + tail).sum()), dtype=np.int64), 0
-
-    def add(queries: np.ndarray, real: np.ndarray, keys: np.ndarray, seen: np.ndarray | None = None) -> None:
-        nonlocal taken
-        back[queries[real]] = taken + np.flatnonzero(real)
-        taken += queries.size
-        on_device = (None if part is None else torch.from_numpy(part).to(device) for part in (queries, keys, seen))
-        groups.append(Seeing(*on_device))  # type: ignore[arg-type]
-
-    numbers = _group_numbers(prefix)
-    for number in np.unique(numbers):
-        texts = np.flatnonzero(numbers == number)
+    groups = _Groups(int((prefix + tail).sum()), device)
+    powers = _group_numbers(prefix)
+    for power in np.unique(powers):
+        texts = np.flatnonzero(powers == power)
         heads, real = _places(starts[texts], prefix[texts])
-        add(heads, real, heads)
+        groups.add(heads, real, heads)
         followed = tail[texts] > 0
         if followed.any():
             texts, heads, real = texts[followed], heads[followed], real[followed]
             queries, own = _places((starts + prefix)[texts], tail[texts])
             tail_of = np.full(queries.shape, -1)
             tail_of[own] = np.concatenate([_numbered(lengths[text][1]) for text in texts.tolist()])
-            earlier = np.tri(queries.shape[1], dtype=bool)
-            same = (tail_of[:, :, None] == tail_of[:, None, :]) & earlier
+            same = (tail_of[:, :, None] == tail_of[:, None, :]) & np.tri(queries.shape[1], dtype=bool)
             prefix_seen = np.broadcast_to(real[:, None], (*queries.shape, real.shape[1]))
             seen = np.concatenate([prefix_seen, same], axis=2)[:, None]
-            add(queries, own, np.concatenate([heads, queries], axis=1), seen)
-    shape = tuple((own, tuple(tails)) for own, tails in lengths)
-    return SharedPrefixes(shape, tuple(groups), torch.from_numpy(back).to(device))
+            groups.add(queries, own, np.concatenate([heads, queries], axis=1), seen)
+    return SharedPrefixes(*groups.made(), tuple((own, tuple(tails)) for own, tails in lengths))
 
 
 def _numbered(sizes: Sequence[int]) -> np.ndarray:
@@ -185,8 +188,6 @@ def document_attention(
         return _variable_length(query, key, value, attention_mask, scaling), None
     if isinstance(attention_mask, Grouped):
         return _group_by_group(query, key, value, attention_mask, dropout, scaling), None
-    if isinstance(attention_mask, SharedPrefixes):
-        return _with_shared_prefixes(query, key, value, attention_mask, scaling), None
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
     )  # fmt: skip
@@ -197,7 +198,7 @@ def shared_prefix_attention(
     scaling: float | None = None, *, shared: SharedPrefixes, **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """The same for the library's own models, which hand `shared` through as an argument of their forward pass."""
-    return _with_shared_prefixes(query, key, value, shared, scaling), None
+    return _group_by_group(query, key, value, shared, 0.0, scaling), None
 
 
 def _variable_length(
@@ -222,33 +223,15 @@ def _group_by_group(
     repeats = heads // key.shape[1]
     rows = [x.transpose(1, 2).reshape(batch * length, -1) for x in (query, key, value)]
     attended = []
-    for places in documents.groups:
-        q, k, v = (_side_by_side(x, places, width) for x in rows)
-        seen = scaled_dot_product_attention(
-            q, repeat_kv(k, repeats), repeat_kv(v, repeats), dropout_p=dropout, is_causal=True, scale=scaling
-        )
-        attended.append(seen.transpose(1, 2).reshape(places.numel(), heads * width))
-    return torch.cat(attended).index_select(0, documents.back).view(batch, length, heads, width)
-
-
-@torch.compiler.disable
-def _with_shared_prefixes(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, shared: SharedPrefixes, scaling: float | None
-) -> torch.Tensor:
-    _, heads, length, width = query.shape
-    repeats = heads // key.shape[1]
-    rows = [x.transpose(1, 2).reshape(length, -1) for x in (query, key, value)]
-    attended = []
-    for group in shared.groups:
-        q, k, v = (
-            _side_by_side(x, at, width) for x, at in zip(rows, (group.queries, group.keys, group.keys), strict=True)
-        )
+    for group in documents.groups:
+        sides = ((rows[0], group.queries), (rows[1], group.keys), (rows[2], group.keys))
+        q, k, v = (_side_by_side(x, places, width) for x, places in sides)
         out = scaled_dot_product_attention(
-            q, repeat_kv(k, repeats), repeat_kv(v, repeats), attn_mask=group.seen, is_causal=group.seen is None,
-            scale=scaling,
+            q, repeat_kv(k, repeats), repeat_kv(v, repeats), attn_mask=group.seen, dropout_p=dropout,
+            is_causal=group.seen is None, scale=scaling,
         )  # fmt: skip
         attended.append(out.transpose(1, 2).reshape(group.queries.numel(), heads * width))
-    return torch.cat(attended).index_select(0, shared.back).view(1, length, heads, width)
+    return torch.cat(attended).index_select(0, documents.back).view(batch, length, heads, width)
 
 
 def _side_by_side(rows: torch.Tensor, places: torch.Tensor, width: int) -> torch.Tensor:

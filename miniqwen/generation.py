@@ -13,7 +13,6 @@ from typing import Any
 
 import regex
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,7 +21,7 @@ from miniqwen.eval_config import EvalConfig
 from miniqwen.metrics import normalised_answer
 from miniqwen.protocols import Request
 from miniqwen.questions import LABELS, Question
-from miniqwen.scoring import model_positions
+from miniqwen.scoring import Halving, model_positions
 
 # A letter by itself: at the beginning, in brackets, or behind "answer is" and "answer:"; "A dog" names no choice.
 LETTER = regex.compile(r"(?:^\s*|\(|(?i:\banswer(?:\s+is)?)\s*:?\s*\(?)([A-Z])(?=\s*(?:[.):,]|$|\n))")
@@ -48,27 +47,18 @@ def generate_rounds(
         raise UserError(f"--max_new_tokens {config.max_new_tokens}: the model has positions for {positions}")
     prompts = [request.prompt[-room:] for request in requests]
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
-    size = at_once = config.per_device_eval_batch_size
+    size = config.per_device_eval_batch_size
     batches = [order[start : start + size] for start in range(0, len(order), size)]
-    mine = [(number, batch) for number, batch in enumerate(batches) if not done.issuperset(batch)][rank::world_size]
-    for number, batch in tqdm(mine, desc=progress, unit="batch", disable=progress is None):
-        texts: dict[int, str] = {}
-        while len(texts) < len(batch):
-            some = batch[len(texts) : len(texts) + at_once]
-            torch.manual_seed((config.seed * 1_000_003 + number) * 65_537 + len(texts))
-            try:
-                found = _generate(model, tokenizer, [prompts[index] for index in some], config, device)
-            except RuntimeError as error:
-                if not should_reduce_batch_size(error):
-                    raise
-                if len(some) == 1:
-                    raise UserError(f"question {requests[some[0]].id} alone needs more memory than there is") from None
-                at_once = (len(some) + 1) // 2
-                halve(at_once)
-                clear_device_cache(garbage_collection=True)
-                continue
-            texts |= dict(zip(some, found, strict=True))
-        yield texts
+    mine = [batch for batch in batches if not done.issuperset(batch)][rank::world_size]
+    parts = Halving(size, halve)
+
+    def generated(some: Sequence[int]) -> list[str]:
+        torch.manual_seed(config.seed * 1_000_003 + some[0])
+        return _generate(model, tokenizer, [prompts[index] for index in some], config, device)
+
+    for batch in tqdm(mine, desc=progress, unit="batch", disable=progress is None):
+        found = parts.of(batch, generated, requests)
+        yield {index: text for some, texts in found for index, text in zip(some, texts, strict=True)}
 
 
 @torch.no_grad()

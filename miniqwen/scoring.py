@@ -15,8 +15,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -26,6 +25,8 @@ from miniqwen.attention import share_prefixes
 from miniqwen.config import UserError
 from miniqwen.loss import Scored
 from miniqwen.protocols import Request
+
+Found = TypeVar("Found")
 
 MOST_TOKENS = 16_384  # in a batch of several questions: hidden states and logits stay small whatever the contexts
 
@@ -69,34 +70,51 @@ def score_rounds(
     positions = model_positions(getattr(model, "module", model).config)
     texts = [_texts(request, positions) for request in requests]
     batches = [batch for batch in _batches(texts, batch_size) if not done.issuperset(batch)]
-    at_once = batch_size
+    parts = Halving(batch_size, halve)
+
+    def log_likelihoods(some: Sequence[int]) -> list[list[float]]:
+        return _log_likelihoods(model, [text for index in some for text in texts[index]], device)
+
     with _evaluating(model):
         for first in tqdm(range(0, len(batches), world_size), desc=progress, unit="batch", disable=progress is None):
             batch = batches[min(first + rank, len(batches) - 1)]
             scored: dict[int, tuple[float, ...]] = {}
-            waiting = list(batch)
-            while waiting:
-                some = waiting[:at_once]
-                try:
-                    sums = iter(_log_likelihoods(model, [text for index in some for text in texts[index]], device))
-                except RuntimeError as error:
-                    if halve is None or not should_reduce_batch_size(error):
-                        raise
-                    if len(some) == 1:
-                        raise UserError(
-                            f"question {requests[some[0]].id} alone needs more memory than there is"
-                        ) from None
-                    at_once = (len(some) + 1) // 2
-                    halve(at_once)
-                    clear_device_cache(garbage_collection=True)
-                    continue
-                waiting = waiting[at_once:]
-                if first + rank < len(batches):
-                    for index in some:
-                        scored[index] = _put_together(
-                            requests[index], texts[index], list(islice(sums, len(texts[index])))
-                        )
+            for some, found in parts.of(batch, log_likelihoods, requests):
+                sums = iter(found)
+                for index in some if first + rank < len(batches) else ():
+                    own = list(itertools.islice(sums, len(texts[index])))
+                    scored[index] = _put_together(requests[index], texts[index], own)
             yield scored
+
+
+class Halving:
+    """Batches in parts that fit into memory: one that does not is halved, and so are all that come behind it."""
+
+    def __init__(self, size: int, told: Callable[[int], None] | None) -> None:
+        """Parts have at most `size` questions; `told` hears of each new size, and without it nothing is halved."""
+        self._size, self._told = size, told
+
+    def of(
+        self, batch: Sequence[int], call: Callable[[Sequence[int]], Found], requests: Sequence[Request]
+    ) -> Iterator[tuple[Sequence[int], Found]]:
+        """(part, what `call` gives for it) until the batch is done; `UserError` when one question alone is too much."""
+        start = 0
+        while start < len(batch):
+            some = batch[start : start + self._size]
+            try:
+                found = call(some)
+            except RuntimeError as error:
+                if self._told is None or not should_reduce_batch_size(error):
+                    raise
+                if len(some) == 1:
+                    name = requests[some[0]].id
+                    raise UserError(f"question {name} alone needs more memory than there is") from None
+                self._size = (len(some) + 1) // 2
+                self._told(self._size)
+                clear_device_cache(garbage_collection=True)
+                continue
+            start += len(some)
+            yield some, found
 
 
 def is_truncated(request: Request, positions: int) -> bool:

@@ -90,7 +90,7 @@ def test_whole_rows_take_the_plain_path_and_others_are_grouped_with_little_filli
     lengths = np.random.default_rng(0).integers(1, 1000, 400)
     documents = lay_out(cut([lengths.tolist()]), 1, int(lengths.sum()), torch.float32)
     assert isinstance(documents, Grouped)
-    assert sum(places.numel() for places in documents.groups) < 1.35 * lengths.sum()
+    assert sum(group.queries.numel() for group in documents.groups) < 1.35 * lengths.sum()
     assert len(documents.groups) <= 12
 
 
