@@ -31,11 +31,20 @@ TASKS = {"sciq": ("sciq", "allenai/sciq"), "commonsenseqa": ("commonsense_qa", "
 
 
 def harness_results(
-    name: str, files: Mapping[str, str], model: Any, tokenizer: Any, cache: str, *, batch_size: int, **how: Any
+    name: str,
+    files: Mapping[str, str],
+    model: Any,
+    tokenizer: Any,
+    cache: str,
+    *,
+    batch_size: int,
+    metrics: Sequence[str] = (),
+    **how: Any,
 ) -> tuple[list[dict[str, Any]], dict[str, Any], float]:
     """(samples in the order of the split, metrics, CPU seconds of scoring) of the harness itself on local files.
 
-    `files`: {split: parquet files}; each sample has `lls`, the log-likelihoods of its choices.
+    `files`: {split: parquet files}; `metrics` are computed beside the task's own. Each sample has `lls`, the
+    log-likelihoods of its choices.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -56,6 +65,7 @@ def harness_results(
     (described,) = Path(lm_eval.__file__).parent.glob(f"tasks/{TASKS[name][0]}/*.yaml")  # the harness's own task
     task = yaml.safe_load(described.read_text())
     task |= {"dataset_path": "parquet", "dataset_name": None}
+    task["metric_list"] += [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in metrics]
     task["dataset_kwargs"] = {"data_files": dict(files), "cache_dir": cache}
     found = lm_eval.simple_evaluate(
         model=lm, tasks=[task], bootstrap_iters=1000, log_samples=True, verbosity="ERROR", **how

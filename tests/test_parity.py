@@ -176,6 +176,23 @@ def test_every_log_likelihood_and_metric_is_the_harnesss(
         assert found["config"]["recorded"]["truncated_prompts"] > 0, "the long ones are longer than the model"
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_scores_without_the_question_and_by_byte_are_the_harnesss(
+    name: str, world: World, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = folders["trained"]
+    stock, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), load_tokenizer(folder)
+    samples, figures, _ = harness_results(
+        name, files_of(name, world.mirror), stock, tokenizer, str(tmp_path / "cache"), batch_size=4, limit=ROWS - 3,
+        metrics=["acc_mutual_info", "acc_bytes"],
+    )  # fmt: skip
+    found = ours(name, folder, world, tmp_path / "out", "--unconditional", "--max_eval_samples", str(ROWS - 3))
+    for sample, own in zip(samples, found["samples"], strict=True):
+        assert [*own["scores"], *own["unconditional_scores"]] == pytest.approx(sample["lls"], abs=1e-4)
+    assert found["accuracies"]["unconditional"]["accuracy"] == figures["acc_mutual_info,none"]
+    assert found["accuracies"]["byte"]["accuracy"] == figures["acc_bytes,none"]
+
+
 def test_the_hard_cases_are_met(world: World, folders: dict[str, Path]) -> None:
     """Single- and multi-token answers, and a tokenizer that joins the prompt with the answer."""
     joining, usual = load_tokenizer(folders["joining"]), load_tokenizer(folders["random"])
