@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -88,6 +89,7 @@ def _miniqwen_prompts(
     questions: Sequence[Question], train: Sequence[Question], template: Template, config: EvalConfig
 ) -> list[Prompt]:
     letters = config.answer_format == "letter"
+    copies = Counter(shot.question for shot in train)
 
     def answered(shot: Question) -> str:
         shown = shuffle_choices(shot, EVALUATION_SEED)
@@ -97,17 +99,23 @@ def _miniqwen_prompts(
     prompts = []
     for question in questions:
         shown = shuffle_choices(question, EVALUATION_SEED)
-        shots = _draw(train, question, config.num_fewshot)
+        shots = _draw(train, copies, question, config.num_fewshot)
         prompt = template_prompt(shown, template, letters, "".join(map(answered, shots)))
         labels = tuple(LABELS[number] for number in choice_order(question, EVALUATION_SEED))
         prompts.append(Prompt(shown, prompt.text, prompt.answers, labels))
     return prompts
 
 
-def _draw(train: Sequence[Question], question: Question, count: int) -> list[Question]:
+def _draw(train: Sequence[Question], copies: Counter[str], question: Question, count: int) -> list[Question]:
     """`count` examples for a question, other than itself, that depend on its id alone."""
-    drawn = random.Random(f"{EVALUATION_SEED}:{question.id}").sample(range(len(train)), count + 1) if count else []
-    return [train[index] for index in drawn if train[index].question != question.question][:count]
+    wanted = min(len(train), count + copies[question.question])  # as many more as may be the question itself
+    drawn = random.Random(f"{EVALUATION_SEED}:{question.id}").sample(range(len(train)), wanted) if count else []
+    shots = [train[index] for index in drawn if train[index].question != question.question][:count]
+    if len(shots) < count:
+        raise UserError(
+            f"question {question.id}: there are only {len(shots)} other questions for --num_fewshot {count}"
+        )
+    return shots
 
 
 def _harness_prompts(name: str, questions: Sequence[Question], train: Sequence[Question], count: int) -> list[Prompt]:

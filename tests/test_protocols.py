@@ -67,6 +67,12 @@ def test_few_shot_examples_come_answered_before_the_question_and_never_are_the_q
             source = next((one for one in [*TRAIN, ASKED] if f"Question: {one.question.strip()}\n" in shot), None)
             assert source is not None
             assert shot.endswith(f"Answer: {source.answer}")
+    thrice = make_prompts(
+        "sciq", [ASKED], [TRAIN[0], ASKED, ASKED, ASKED, TRAIN[1]], Template(), EvalConfig(num_fewshot=2)
+    )
+    assert thrice[0].text.count("Question:") == 3, "copies of the question are no reason for fewer examples"
+    with pytest.raises(UserError, match="only 1 other questions"):
+        make_prompts("sciq", [ASKED], [TRAIN[0], ASKED, ASKED], Template(), EvalConfig(num_fewshot=2))
     again = make_prompts("sciq", [twin], [*TRAIN, ASKED], Template(), config)
     assert again[0].text == prompts[1].text, "examples depend on the question, not on where it stands"
     with pytest.raises(UserError, match="--num_fewshot 3: the train split has 2 questions"):

@@ -184,3 +184,8 @@ def test_a_bad_row_of_ones_own_names_file_row_and_fault(tmp_path: Path, bad: dic
     (problem,) = problems(tmp_path, [good, good, bad])
     assert "own.jsonl, row 2: " in problem
     assert told in problem
+
+
+def test_halves_of_surrogate_pairs_become_question_marks_in_questions_choices_and_answers(tmp_path: Path) -> None:
+    (question,) = read_own(tmp_path, [{"q": "What \ud800?", "options": ["a\udc00", "b"], "key": "a\udc00"}])
+    assert (question.question, question.choices, question.answer) == ("What ??", ("a?", "b"), "a?")
