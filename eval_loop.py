@@ -262,4 +262,8 @@ def errors_told() -> Any:
 
 if __name__ == "__main__":
     with user_errors_exit_2():
-        main(CONFIG)
+        try:
+            main(CONFIG)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            raise SystemExit(130) from None
