@@ -42,10 +42,10 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from miniqwen.answers import Answer, combined, predictions, report, result
 from miniqwen.backends import launcher_problems
 from miniqwen.causal_models import load_causal_model, scorer
 from miniqwen.checkpoint import write_json, write_text
-from miniqwen.evaluation import Answer, combined, predictions, report, result
 from miniqwen.generation import generate_rounds
 from miniqwen.metrics import ChoiceScores
 from miniqwen.protocols import Prompt, Request, encode_prompt, make_prompts, unconditional_request

@@ -33,11 +33,11 @@ from typing import Any
 
 import torch
 
+from miniqwen.answers import Answer
 from miniqwen.bad_updates import BadUpdates
 from miniqwen.batches import Plan
 from miniqwen.checkpoint import Progress, read_checkpoint
 from miniqwen.ending import failures_told, reason_to_stop
-from miniqwen.evaluation import Answer
 from miniqwen.metrics import ChoiceScores
 from miniqwen.modeling_miniqwen import compile_layers, count_parameters, load_model
 from miniqwen.optimizers import make_optimizer, make_schedule, set_learning_rate

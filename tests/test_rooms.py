@@ -10,7 +10,7 @@ ROOMS = (
     "flags", "config", "eval_config", "zero", "backends", "shards", "peers", "runtime", "patience", "hub", "formats",
     "sources", "repositories", "windows", "bad_units", "documents", "tokenization_miniqwen", "questions", "qa",
     "protocols", "token_cache", "packing", "attention", "batches", "preemption", "tasks", "loss", "modeling_miniqwen",
-    "causal_models", "optimizers", "scoring", "metrics", "generation", "evaluation", "comparison", "tensor_files",
+    "causal_models", "optimizers", "scoring", "metrics", "generation", "answers", "comparison", "tensor_files",
     "background", "checkpoint", "result_files", "steps", "bad_updates", "output_folder", "tracking", "ending",
     "create_model", "demo",
 )  # fmt: skip
