@@ -55,7 +55,7 @@ from miniqwen.result_files import ResultFile, file_stem, model_fingerprint
 from miniqwen.scoring import is_truncated, model_positions, score_rounds
 from miniqwen.tokenization_miniqwen import load_tokenizer, tokenizer_fingerprint
 
-ASKED_BY = ("answer_mode", "bf16", "unconditional")  # flags that decide answers, beside the prompts
+ASKED_BY = ("answer_mode", "precision", "unconditional")  # flags that decide answers, beside the prompts
 WRITTEN_BY = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "seed")
 
 
@@ -76,7 +76,7 @@ class Asked:
 
 def main(config: EvalConfig) -> None:
     """Ask each data set's questions in turn; process 0 writes and prints."""
-    if problems := launcher_problems(os.environ, "bf16" if config.bf16 else "no"):
+    if problems := launcher_problems(os.environ, config.precision):
         raise UserError(*problems)
     transformers_logging.disable_progress_bar()  # of loading weights: scoring has a bar of its own
     state = PartialState() if torch.cuda.is_available() else PartialState(cpu=True)
@@ -195,7 +195,8 @@ def answered(
         "rank": state.process_index, "world_size": state.num_processes, "done": frozenset(known), "halve": halved,
         "progress": one.name if state.is_main_process and sys.stderr.isatty() else None,
     }  # fmt: skip
-    precision = torch.autocast(state.device.type, torch.bfloat16) if config.bf16 else contextlib.nullcontext()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
+    precision = torch.autocast(state.device.type, dtype) if dtype else contextlib.nullcontext()
     own: dict[int, Any] = {}
     with precision, errors_told():
         if config.answer_mode == "generate":

@@ -338,7 +338,7 @@ class TrainConfig(DataFlags):
             *self._data_problems(),
             *self._step_problems(),
             *self._evaluation_problems(),
-            *self._precision_problems(),
+            *precision_problems(self.fp16, self.bf16),
             *self._survival_problems(),
             *self._launch_problems(),
             *model_problems(self.model_path, self.length if self._sizes_are_positive() else None),
@@ -479,16 +479,6 @@ class TrainConfig(DataFlags):
             if unknown or len({"full_shard", "shard_grad_op"} & set(words)) != 1:
                 found.append(f"--fsdp {self.fsdp!r}: expected full_shard or shard_grad_op, and perhaps offload")
         return found
-
-    def _precision_problems(self) -> list[str]:
-        if self.fp16 and self.bf16:
-            return ["--fp16 and --bf16 contradict each other: give one"]
-        if self.fp16:
-            import torch  # only here: the other checks need nothing heavy
-
-            if not torch.cuda.is_available():
-                return ["--fp16 needs a GPU, and none is visible: use --bf16, which works on CPUs too"]
-        return []
 
     def _survival_problems(self) -> list[str]:
         found = []
@@ -651,6 +641,18 @@ class CreateConfig(DataFlags):
         elif target and target.is_dir() and any(target.iterdir()) and not self.overwrite_output_dir:
             found.append(f"--output_dir {target} is not empty; add --overwrite_output_dir to replace the model in it")
         return found
+
+
+def precision_problems(fp16: bool, bf16: bool) -> list[str]:
+    """Why a computation cannot run in the precision that these flags ask for."""
+    if fp16 and bf16:
+        return ["--fp16 and --bf16 contradict each other: give one"]
+    if fp16:
+        import torch  # only here: the other checks need nothing heavy
+
+        if not torch.cuda.is_available():
+            return ["--fp16 needs a GPU, and none is visible: use --bf16, which works on CPUs too"]
+    return []
 
 
 def model_problems(model_path: str | None, length: int | None, *, any_kind: bool = False) -> list[str]:

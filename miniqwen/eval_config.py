@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from miniqwen.config import QA_DATASETS, TEXT_DATASETS, DataFlags, model_problems
+from miniqwen.config import QA_DATASETS, TEXT_DATASETS, DataFlags, model_problems, precision_problems
 from miniqwen.flags import flag
 
 PROTOCOLS = ("miniqwen", "harness")
@@ -62,6 +62,7 @@ class EvalConfig(DataFlags):
         8, "questions a device takes at once; halved when memory runs out", group="evaluation"
     )
     bf16: bool = flag(False, "compute in bfloat16", group="evaluation")
+    fp16: bool = flag(False, "compute in float16, on a GPU", group="evaluation")
     extract: tuple[str, ...] = flag(
         ("letter", "text", "last_line"), "rules that look for the answer in generated text, in this order: a letter "
         "(A, (B), the answer is C), a choice's text, the last line", group="generation",
@@ -79,6 +80,11 @@ class EvalConfig(DataFlags):
     def names(self) -> tuple[str, ...]:
         """The data sets to evaluate."""
         return QA_DATASETS if self.dataset_name == "both" else (str(self.dataset_name),)
+
+    @property
+    def precision(self) -> str:
+        """As Accelerate names it: no, bf16, fp16."""
+        return "fp16" if self.fp16 else "bf16" if self.bf16 else "no"
 
     def split_of(self, name: str) -> str:
         return self.split or DEFAULT_SPLITS.get(name, "test")
@@ -100,7 +106,7 @@ class EvalConfig(DataFlags):
                 for name in ("prompt_template", "choices_template", "answer_format")
                 if getattr(self, name)
             ]
-        found += self._generation_problems()
+        found += precision_problems(self.fp16, self.bf16) + self._generation_problems()
         for name, least in (
             ("max_eval_samples", 1), ("per_device_eval_batch_size", 1), ("max_new_tokens", 1), ("num_fewshot", 0),
             ("top_k", 0),

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from miniqwen.config import CreateConfig, PrepareConfig, TrainConfig, UserError, dump, parse
 from miniqwen.eval_config import EvalConfig
@@ -209,6 +210,7 @@ def test_the_other_commands_list_their_problems_too(tmp_path: Path) -> None:
         ("--answer_mode generate --do_sample --top_p 1.5", "must be above 0 and at most 1"),
         ("--answer_mode generate --unconditional", "compares no scores"),
         ("--answer_mode generate --extract letters", "did you mean letter?"),
+        ("--fp16 --bf16", "--fp16 and --bf16 contradict each other"),
         ("--num_fewshot -1", "must be at least 0"),
         ("--dataset_name own/data --protocol harness", "knows sciq and commonsenseqa only"),
         ("--dataset_name own/data", "--question_column, --answer_column, --choices_column are needed"),
@@ -222,6 +224,12 @@ def test_contradictions_of_an_evaluation_are_told(flags: str, told: str, tmp_pat
     with pytest.raises(UserError) as caught:
         parse(EvalConfig, [*given, *flags.split()], program="", description="")
     assert any(told in problem for problem in caught.value.problems)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_an_evaluation_in_float16_needs_a_gpu_too() -> None:
+    with pytest.raises(UserError, match="--fp16 needs a GPU, and none is visible: use --bf16"):
+        parse(EvalConfig, ["--fp16", "True"], program="", description="")
 
 
 def test_a_comparison_needs_two_files_and_nothing_else(tmp_path: Path) -> None:
