@@ -47,7 +47,6 @@ from miniqwen.backends import launcher_problems
 from miniqwen.causal_models import load_causal_model, scorer
 from miniqwen.checkpoint import write_json, write_text
 from miniqwen.generation import generate_rounds
-from miniqwen.metrics import ChoiceScores
 from miniqwen.protocols import Prompt, Request, encode_prompt, make_prompts, unconditional_request
 from miniqwen.questions import Question, read_questions
 from miniqwen.repositories import resolve
@@ -211,10 +210,7 @@ def answered(
     if config.answer_mode == "generate":
         return [Answer.written(prompt, found[i], config.extract) for i, prompt in enumerate(one.prompts)]
     alone = [found[number] for number in one.alone] or [None] * len(one.prompts)
-    return [
-        Answer.chosen(prompt, ChoiceScores.of(one.requests[i], found[i], alone[i]))
-        for i, prompt in enumerate(one.prompts)
-    ]
+    return [Answer.chosen(prompt, one.requests[i], found[i], alone[i]) for i, prompt in enumerate(one.prompts)]
 
 
 def truncated_prompts(one: Asked, positions: int, config: EvalConfig) -> int:

@@ -38,7 +38,6 @@ from miniqwen.bad_updates import BadUpdates
 from miniqwen.batches import Plan
 from miniqwen.checkpoint import Progress, read_checkpoint
 from miniqwen.ending import failures_told, reason_to_stop
-from miniqwen.metrics import ChoiceScores
 from miniqwen.modeling_miniqwen import compile_layers, count_parameters, load_model
 from miniqwen.optimizers import make_optimizer, make_schedule, set_learning_rate
 from miniqwen.output_folder import OutputFolder, check_batch, continued, open_output_dir, versions
@@ -183,10 +182,7 @@ def evaluate(config: TrainConfig, task: Task, run: Run) -> tuple[dict[str, float
             rank=runtime.rank, world_size=runtime.world_size,
         )  # fmt: skip
         scores = {index: found for part in until_stopped(rounds, run.stop, runtime) for index, found in part.items()}
-        answers = {
-            index: Answer.chosen(task.prompts[index], ChoiceScores.of(task.requests[index], found))
-            for index, found in scores.items()
-        }
+        answers = {i: Answer.chosen(task.prompts[i], task.requests[i], found) for i, found in scores.items()}
         correct, asked = runtime.sum(sum(bool(answer.is_correct) for answer in answers.values()), len(answers))
         result["eval_accuracy"] = correct / asked
         own = {str(index): answer.sample() for index, answer in answers.items() if index < SHOWN_SAMPLES}

@@ -19,7 +19,7 @@ from miniqwen.eval_config import EvalConfig
 from miniqwen.flags import RECORDED
 from miniqwen.generation import extract
 from miniqwen.metrics import NORMALISATIONS, ChoiceScores
-from miniqwen.protocols import Prompt
+from miniqwen.protocols import Prompt, Request
 from miniqwen.questions import Question
 
 
@@ -34,11 +34,17 @@ class Answer:
     rule: str | None = None  # that found the choice in the text
 
     @classmethod
-    def chosen(cls, prompt: Prompt, scores: ChoiceScores) -> Answer:
+    def chosen(
+        cls, prompt: Prompt, request: Request, log_likelihoods: Sequence[float],
+        unconditional: Sequence[float] | None = None,
+    ) -> Answer:  # fmt: skip
+        """The most likely choice."""
+        scores = ChoiceScores.of(request, log_likelihoods, unconditional)
         return cls(prompt, scores.prediction(), scores)
 
     @classmethod
     def written(cls, prompt: Prompt, text: str, rules: Sequence[str]) -> Answer:
+        """The choice that `rules` find in the text."""
         choice, rule = extract(text, prompt.question, rules)
         return cls(prompt, choice, generated=text, rule=rule)
 
