@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import random
 import subprocess
@@ -256,6 +257,16 @@ def test_scores_that_are_not_numbers_are_an_error(model: MiniQwenForCausalLM, re
     torch.nn.init.constant_(broken.model.norm.weight, float("nan"))
     with pytest.raises(UserError, match="question 0: the model gives nan"):
         score(broken, requests[:1], 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_scores_as_the_cpu_does(
+    model: MiniQwenForCausalLM, requests: list[Request], expected: list[float]
+) -> None:
+    on_gpu = copy.deepcopy(model).cuda()
+    found = {i: one for part in score_rounds(on_gpu, requests, 4, "cuda") for i, one in part.items()}
+    assert flat([found[i] for i in range(len(requests))]) == pytest.approx(expected, abs=1e-3)
 
 
 def test_memory_that_really_runs_out_halves_the_batch() -> None:
