@@ -30,7 +30,10 @@ def flags(model: Path, mirror: Path, output: Path, *more: object) -> list[object
     return [*given, "--save_total_limit", "2", "--resume_from_checkpoint", "auto", *more]
 
 
-@pytest.mark.parametrize(("rank", "sent"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)])
+@pytest.mark.parametrize(
+    ("rank", "sent"),
+    [(1, signal.SIGKILL), pytest.param(0, signal.SIGKILL, marks=pytest.mark.slow), (1, signal.SIGSTOP)],
+)
 def test_a_killed_or_hung_rank_ends_the_job_is_named_and_the_next_start_resumes(
     model: Path, mirror: Path, tmp_path: Path, rank: int, sent: signal.Signals
 ) -> None:

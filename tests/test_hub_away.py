@@ -37,7 +37,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_hub_that_leaves_in_mid_training_costs_nothing_but_time(
     root: Path, model: Path, tmp_path: Path, processes: int
 ) -> None:
