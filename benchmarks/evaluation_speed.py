@@ -8,7 +8,8 @@ after the other; CPU seconds count tokenizing and scoring (`HFLM.loglikelihood` 
 `score_rounds` here), not reading data or loading. A batch is --batch texts there, and as many questions here; four
 times as many texts make the harness slower and take 20 GB. Then: how evenly 2 and 4 processes share our work.
 Exit status 1 when a ratio is below the claim (15 and 5), or when a log-likelihood differs by more than 1e-4.
-Without --data_root the demo's questions are written, and without --tokenizer one of ours is trained on them.
+Without --tokenizer one of ours is trained on the questions. Without --data_root the demo's are written; its SciQ has no
+passages to share, so the ratios are other ones there (about 5 and 17), and no claim is checked.
 """
 
 from __future__ import annotations
@@ -152,13 +153,14 @@ def measure(name: str, given: argparse.Namespace, tokenizer: Any, folder: Path) 
     print(f"{name}: {speed:.0f} questions a CPU second; furthest log-likelihood {furthest:.1e}")
     middle = statistics.median(ratios)
     spread = f"{min(ratios):.1f} to {max(ratios):.1f} in {len(ratios)} rounds"
-    print(f"  {middle:.1f} times the harness ({spread}; claim {CLAIMS[name]:.0f})")
+    claim = "" if given.on_demo else f"; claim {CLAIMS[name]:.0f}"
+    print(f"  {middle:.1f} times the harness ({spread}{claim})")
     prompts = make_prompts(name, questions[:400], [], Template(), config)
     requests = [encode_prompt(tokenizer, prompt, "harness") for prompt in prompts]
     for world in (2, 4):
         share = slowest_share(ours, requests, given.batch, world)
         print(f"  the slowest of {world} processes has {share:.2f} times its even share of the work")
-    return good and middle >= CLAIMS[name]
+    return good and (given.on_demo or middle >= CLAIMS[name])
 
 
 def main() -> None:
@@ -183,7 +185,8 @@ def main() -> None:
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as scratch:
-        if given.data_root is None:
+        given.on_demo = given.data_root is None
+        if given.on_demo:
             given.data_root = Path(scratch, "demo")
             write_demo(given.data_root)
         tokenizer = load_tokenizer(given.tokenizer) if given.tokenizer else None
