@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
 
-from miniqwen.config import TrainConfig, UserError
+from miniqwen.config import TrainConfig, UserError, precision_name
 from miniqwen.zero import zero_settings
 
 SINGLE, DDP, FSDP2, ZERO = "one process", "DDP", "FSDP2", "ZeRO"
@@ -56,7 +56,7 @@ def asked_backend(config: TrainConfig, environment: Mapping[str, str] | None = N
     """
     env = dict(os.environ if environment is None else environment)
     fsdp, zero = _on(env, "ACCELERATE_USE_FSDP"), _on(env, "ACCELERATE_USE_DEEPSPEED")
-    precision = "fp16" if config.fp16 else "bf16" if config.bf16 else "no"
+    precision = precision_name(config.fp16, config.bf16)
     problems = launcher_problems(env, precision)
     if fsdp and env.get("FSDP_VERSION", "1") != "2":
         problems.append("the Accelerate file asks for FSDP version 1: write fsdp_version: 2 (accelerate_configs/fsdp2)")

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from miniqwen.attention import SHARED_PREFIX_ATTENTION, SharedPrefixes
 from miniqwen.config import UserError
 from miniqwen.loss import Scored, log_probabilities
-from miniqwen.modeling_miniqwen import MODELS, TargetLoss, check_weights, load_model
+from miniqwen.modeling_miniqwen import MODELS, TargetLoss, load_model, read_model
 
 # Tested: what they are given besides the row reaches their attention, and nothing but a matrix makes their logits.
 SHARED = ("gpt2", "gpt_neox", "llama", "mistral", "olmo2", "qwen2", "qwen3")
@@ -107,15 +106,6 @@ def load_causal_model(folder: str | Path) -> PreTrainedModel:
         return load_model(path)
     if described.get("auto_map"):
         raise UserError(f"{path}: the model brings code of its own (auto_map), which is never run")
-    check_weights((file.name for file in path.iterdir()), str(path))
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, local_files_only=True,
-            output_loading_info=True,
-        )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{path}: no causal language model that can be loaded ({reason})") from None
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(f"{path}: the weights lack {', '.join(missing[:3])} ({len(missing)} tensors in all)")
+    failure = "no causal language model that can be loaded"
+    model: PreTrainedModel = read_model(AutoModelForCausalLM, path, failure, dtype=torch.float32)
     return model

@@ -643,6 +643,11 @@ class CreateConfig(DataFlags):
         return found
 
 
+def precision_name(fp16: bool, bf16: bool) -> str:
+    """What these flags ask for, as Accelerate names it."""
+    return "fp16" if fp16 else "bf16" if bf16 else "no"
+
+
 def precision_problems(fp16: bool, bf16: bool) -> list[str]:
     """Why a computation cannot run in the precision that these flags ask for."""
     if fp16 and bf16:

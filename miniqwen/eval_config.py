@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from miniqwen.config import QA_DATASETS, TEXT_DATASETS, DataFlags, model_problems, precision_problems
+from miniqwen.config import QA_DATASETS, TEXT_DATASETS, DataFlags, model_problems, precision_name, precision_problems
 from miniqwen.flags import flag
 
 PROTOCOLS = ("miniqwen", "harness")
@@ -84,7 +84,7 @@ class EvalConfig(DataFlags):
     @property
     def precision(self) -> str:
         """As Accelerate names it: no, bf16, fp16."""
-        return "fp16" if self.fp16 else "bf16" if self.bf16 else "no"
+        return precision_name(self.fp16, self.bf16)
 
     def split_of(self, name: str) -> str:
         return self.split or DEFAULT_SPLITS.get(name, "test")

@@ -218,19 +218,28 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> MiniQw
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no readable config.json ({error})") from None
     check_config(described, str(path))
-    check_weights((file.name for file in path.iterdir()), str(path))
-    try:
-        model, report = MODELS[described["model_type"]].from_pretrained(
-            path, dtype=dtype, attn_implementation=ATTENTION, trust_remote_code=False, use_safetensors=True,
-            local_files_only=True, output_loading_info=True,
-        )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{path}: the weights cannot be loaded ({' '.join(str(error).split())[:300]})") from None
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise UserError(f"{path}: the weights lack {', '.join(missing[:3])} ({len(missing)} tensors in all)")
+    kind = MODELS[described["model_type"]]
+    model = read_model(kind, path, "the weights cannot be loaded", dtype=dtype, attn_implementation=ATTENTION)
     # nothing is padded in training, and where padding is the end token, torch would never train its embedding
     model.get_input_embeddings().padding_idx = None
+    return model
+
+
+def read_model(kind: Any, path: Path, failure: str, **options: Any) -> Any:
+    """What the library makes of a folder as a `kind` of model: of safetensors, all of them there, without any code.
+
+    Raises `UserError`, with `failure` for what the library refuses.
+    """
+    check_weights((file.name for file in path.iterdir()), str(path))
+    try:
+        model, report = kind.from_pretrained(
+            path, trust_remote_code=False, use_safetensors=True, local_files_only=True, output_loading_info=True,
+            **options,
+        )  # fmt: skip
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path}: {failure} ({' '.join(str(error).split())[:300]})") from None
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"{path}: the weights lack {', '.join(missing[:3])} ({len(missing)} tensors in all)")
     return model
 
 

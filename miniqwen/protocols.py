@@ -8,6 +8,8 @@ Costs: one or two calls of the tokenizer a choice; few-shot examples need the tr
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import random
 from collections import Counter
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from miniqwen.config import UserError
 from miniqwen.eval_config import EvalConfig
-from miniqwen.qa import EVALUATION_SEED, Template, choice_order, encode_example, shuffle_choices
+from miniqwen.qa import EVALUATION_SEED, Template, choice_order, encode_completions, shuffle_choices
 from miniqwen.questions import LABELS, Question
 
 if TYPE_CHECKING:
@@ -78,11 +80,11 @@ def make_prompts(
     return _miniqwen_prompts(questions, train, template, config)
 
 
-def template_prompt(question: Question, template: Template, letters: bool = False, before: str = "") -> Prompt:
+def template_prompt(question: Question, template: Template, letters: bool = False) -> Prompt:
     """A question whose choices stand in the order of presentation, as the templates put it."""
     labels = tuple(LABELS[: len(question.choices)])
     answers = labels if letters else tuple(choice.strip() for choice in question.choices)
-    return Prompt(question, before + template.render(question), answers, labels)
+    return Prompt(question, template.render(question), answers, labels)
 
 
 def _miniqwen_prompts(
@@ -98,11 +100,11 @@ def _miniqwen_prompts(
 
     prompts = []
     for question in questions:
-        shown = shuffle_choices(question, EVALUATION_SEED)
         shots = _draw(train, copies, question, config.num_fewshot)
-        prompt = template_prompt(shown, template, letters, "".join(map(answered, shots)))
+        prompt = template_prompt(shuffle_choices(question, EVALUATION_SEED), template, letters)
+        text = "".join(map(answered, shots)) + prompt.text
         labels = tuple(LABELS[number] for number in choice_order(question, EVALUATION_SEED))
-        prompts.append(Prompt(shown, prompt.text, prompt.answers, labels))
+        prompts.append(dataclasses.replace(prompt, text=text, labels=labels))
     return prompts
 
 
@@ -149,21 +151,17 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, protocol: 
 
     `miniqwen`: as in training, behind what the tokenizer puts before every text. `harness`: the tokenizer's own way,
     and what the whole text has beyond the number of the prompt's own tokens belongs to the answer, even where the
-    tokenizer joins both. Raises `UserError` where that leaves an answer without tokens, and as `encode_example` does.
+    tokenizer joins both. Raises `UserError` where an answer is left without tokens, and as `encode_completions` does.
     """
-    from miniqwen.tokenization_miniqwen import encode_text
-
     where = f"question {prompt.question.id}"
-    choices: list[tuple[int, ...]]
     if protocol == "harness":
         kept = prompt.text.rstrip()
         behind = prompt.text[len(kept) :]
         own, *wholes = _encoded_by_itself(tokenizer, [kept, *(f"{kept}{behind} {text}" for text in prompt.answers)])
         choices = [whole[len(own) :] for whole in wholes]
     else:
-        examples = [encode_example(tokenizer, prompt.text, " " + text, where, eos=False) for text in prompt.answers]
-        choices = [example.input_ids[example.prompt_length :] for example in examples]
-        own = (*leading_tokens(tokenizer), *encode_text(tokenizer, prompt.text.rstrip(" ")))
+        own, choices = encode_completions(tokenizer, prompt.text, [" " + text for text in prompt.answers], where)
+        own = (*leading_tokens(tokenizer), *own)
     for text, choice in zip(prompt.answers, choices, strict=True):
         if not choice:
             raise UserError(f"{where}: the tokenizer leaves no token of its own to the answer {text[:60]!r}")
@@ -185,6 +183,7 @@ def _request(prompt: Prompt, own: tuple[int, ...], choices: Sequence[tuple[int, 
     return Request(prompt.question.id, own, tuple(choices), characters, sizes)
 
 
+@functools.lru_cache(maxsize=4)  # asked for each question
 def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """What a tokenizer puts before every text: Llama's begins with <s>, Qwen's with nothing."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]

@@ -267,17 +267,29 @@ def encode_example(
     Spaces at the end of the prompt move to the completion, where byte-level BPE wants them. Raises `UserError` naming
     `where` if the prompt's own tokens do not begin the whole's: the mask would fall inside a token.
     """
+    prompt_ids, (completion_ids,) = encode_completions(tokenizer, prompt, [completion], where)
+    end = (tokenizer.eos_token_id,) if eos else ()
+    return Example((*prompt_ids, *completion_ids, *end), len(prompt_ids))
+
+
+def encode_completions(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, completions: Sequence[str], where: str
+) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """(the prompt's tokens, those of each completion), as `encode_example` encodes them; raises as it does."""
     from miniqwen.tokenization_miniqwen import encode_text  # heavy: only when there is text to encode
 
     kept = prompt.rstrip(" ")
-    completion = prompt[len(kept) :] + completion
-    prompt_ids, whole = encode_text(tokenizer, kept), encode_text(tokenizer, kept + completion)
-    if whole[: len(prompt_ids)] != prompt_ids or len(whole) == len(prompt_ids):
-        raise UserError(
-            f"{where}: the tokenizer joins the end of the prompt {kept[-20:]!r} with the completion "
-            f"{completion[:20]!r}; end --prompt_template in a word or a colon"
-        )
-    return Example((*whole, tokenizer.eos_token_id) if eos else tuple(whole), len(prompt_ids))
+    prompt_ids, found = encode_text(tokenizer, kept), []
+    for text in completions:
+        completion = prompt[len(kept) :] + text
+        whole = encode_text(tokenizer, kept + completion)
+        if whole[: len(prompt_ids)] != prompt_ids or len(whole) == len(prompt_ids):
+            raise UserError(
+                f"{where}: the tokenizer joins the end of the prompt {kept[-20:]!r} with the completion "
+                f"{completion[:20]!r}; end --prompt_template in a word or a colon"
+            )
+        found.append(tuple(whole[len(prompt_ids) :]))
+    return tuple(prompt_ids), found
 
 
 def training_example(tokenizer: PreTrainedTokenizerBase, template: Template, question: Question) -> Example:

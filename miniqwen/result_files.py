@@ -54,10 +54,11 @@ class ResultFile:
         Raises `UserError` for results of another evaluation, which `overwrite` deletes.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if overwrite and self._other():
+        other = self._other()
+        if other and overwrite:
             for file in (self.path, *self._partial(), *self._predictions()):
                 file.unlink(missing_ok=True)
-        if other := self._other():
+        elif other:
             raise UserError(
                 f"{other} holds the results of another evaluation (another model, other questions, prompts or flags): "
                 "choose another --output_dir, or --overwrite_output_dir to replace them"
