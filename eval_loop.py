@@ -9,9 +9,9 @@ SciQ and CommonsenseQA, and `combined.json` over the two. A split without answer
 Costs: see `miniqwen/scoring.py`; all questions in memory on every process.
 """
 
-from miniqwen.config import UserError, parse, user_errors_exit_2
-from miniqwen.eval_config import EvalConfig
-from miniqwen.qa import TEMPLATE_FILE, Template, template_flags
+from miniqwen.config.evaluating import EvalConfig
+from miniqwen.config.training import UserError, parse, user_errors_exit_2
+from miniqwen.questions.templates import TEMPLATE_FILE, Template, template_flags
 
 if __name__ == "__main__":
     with user_errors_exit_2():
@@ -22,7 +22,7 @@ if __name__ == "__main__":
             checks=[template_flags],
         )
         if CONFIG.compare:  # needs no model, and none of what is imported for it
-            from miniqwen.comparison import compare, told
+            from miniqwen.eval.comparison import compare, told
 
             print(told(compare(*CONFIG.compare)))
             raise SystemExit
@@ -42,17 +42,17 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from miniqwen.answers import Answer, combined, predictions, report, result
-from miniqwen.backends import launcher_problems
-from miniqwen.causal_models import load_causal_model, scorer
-from miniqwen.checkpoint import write_json, write_text
-from miniqwen.generation import generate_rounds
-from miniqwen.protocols import Prompt, Request, encode_prompt, make_prompts, unconditional_request
-from miniqwen.questions import Question, read_questions
-from miniqwen.repositories import resolve
-from miniqwen.result_files import ResultFile, file_stem, model_fingerprint
-from miniqwen.scoring import is_truncated, model_positions, score_rounds
-from miniqwen.tokenization_miniqwen import load_tokenizer, tokenizer_fingerprint
+from miniqwen.checkpoints.checkpoint import write_json, write_text
+from miniqwen.data.repositories import resolve
+from miniqwen.distributed.backends import launcher_problems
+from miniqwen.eval.answers import Answer, combined, predictions, report, result
+from miniqwen.eval.causal_models import load_causal_model, scorer
+from miniqwen.eval.generation import generate_rounds
+from miniqwen.eval.result_files import ResultFile, file_stem, model_fingerprint
+from miniqwen.eval.scoring import is_truncated, model_positions, score_rounds
+from miniqwen.model.tokenization_miniqwen import load_tokenizer, tokenizer_fingerprint
+from miniqwen.questions.protocols import Prompt, Request, encode_prompt, make_prompts, unconditional_request
+from miniqwen.questions.rows import Question, read_questions
 
 ASKED_BY = ("answer_mode", "precision", "unconditional")  # flags that decide answers, beside the prompts
 WRITTEN_BY = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "seed")

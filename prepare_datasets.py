@@ -12,7 +12,7 @@ Costs: a few requests and one row group (or one gzipped file) a data set; with -
 
 from __future__ import annotations
 
-from miniqwen.config import PrepareConfig, parse, user_errors_exit_2
+from miniqwen.config.training import PrepareConfig, parse, user_errors_exit_2
 
 if __name__ == "__main__":
     with user_errors_exit_2():  # before the heavy imports, so that --help and mistakes answer at once
@@ -27,13 +27,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from miniqwen.config import QA_DATASETS, DataFlags, UserError
+from miniqwen.config.training import QA_DATASETS, DataFlags, UserError
+from miniqwen.data.patience import patiently
+from miniqwen.data.repositories import REPOSITORIES, Repository, repository_card, resolve, text_column
+from miniqwen.data.sources import DataFile, Source, open_file, readable
+from miniqwen.data.token_cache import write_token_cache
 from miniqwen.demo import write_demo
-from miniqwen.patience import patiently
-from miniqwen.repositories import REPOSITORIES, Repository, repository_card, resolve, text_column
-from miniqwen.sources import DataFile, Source, open_file, readable
-from miniqwen.token_cache import write_token_cache
-from miniqwen.tokenization_miniqwen import load_tokenizer
+from miniqwen.model.tokenization_miniqwen import load_tokenizer
 
 SHOWN_CHARACTERS = 100
 COLUMNS = {

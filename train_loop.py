@@ -12,9 +12,9 @@ final model for stock transformers, checkpoints, metrics and the resolved config
 
 from __future__ import annotations
 
-from miniqwen.config import TrainConfig, parse, user_errors_exit_2
-from miniqwen.preemption import StopRequest
-from miniqwen.qa import template_flags
+from miniqwen.config.training import TrainConfig, parse, user_errors_exit_2
+from miniqwen.questions.templates import template_flags
+from miniqwen.training.preemption import StopRequest
 
 if __name__ == "__main__":
     with user_errors_exit_2():  # before the heavy imports, so that --help and mistakes answer at once
@@ -33,24 +33,24 @@ from typing import Any
 
 import torch
 
-from miniqwen.answers import Answer
-from miniqwen.bad_updates import BadUpdates
-from miniqwen.batches import Plan
-from miniqwen.checkpoint import Progress, read_checkpoint
-from miniqwen.ending import failures_told, reason_to_stop
-from miniqwen.modeling_miniqwen import compile_layers, count_parameters, load_model
-from miniqwen.optimizers import make_optimizer, make_schedule, set_learning_rate
-from miniqwen.output_folder import OutputFolder, check_batch, continued, open_output_dir, versions
-from miniqwen.packing import data_report, lanes_together
-from miniqwen.preemption import GivenUp, Preempted, next_update, until_stopped
-from miniqwen.runtime import Runtime
-from miniqwen.scoring import score_rounds
-from miniqwen.shards import gathered
-from miniqwen.steps import Steps
-from miniqwen.tasks import Task, list_data, make_task
-from miniqwen.tensor_files import StoredTensors
-from miniqwen.tokenization_miniqwen import load_tokenizer
-from miniqwen.tracking import SHOWN_SAMPLES, Tracker, Window
+from miniqwen.checkpoints.checkpoint import Progress, read_checkpoint
+from miniqwen.checkpoints.tensor_files import StoredTensors
+from miniqwen.data.packing import data_report, lanes_together
+from miniqwen.distributed.runtime import Runtime
+from miniqwen.distributed.shards import gathered
+from miniqwen.eval.answers import Answer
+from miniqwen.eval.scoring import score_rounds
+from miniqwen.model.modeling_miniqwen import compile_layers, count_parameters, load_model
+from miniqwen.model.tokenization_miniqwen import load_tokenizer
+from miniqwen.training.bad_updates import BadUpdates
+from miniqwen.training.batches import Plan
+from miniqwen.training.ending import failures_told, reason_to_stop
+from miniqwen.training.optimizers import make_optimizer, make_schedule, set_learning_rate
+from miniqwen.training.output_folder import OutputFolder, check_batch, continued, open_output_dir, versions
+from miniqwen.training.preemption import GivenUp, Preempted, next_update, until_stopped
+from miniqwen.training.steps import Steps
+from miniqwen.training.task import Task, list_data, make_task
+from miniqwen.training.tracking import SHOWN_SAMPLES, Tracker, Window
 
 
 @dataclass(frozen=True)

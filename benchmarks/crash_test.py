@@ -40,8 +40,8 @@ def text(number: int) -> str:
 def make_world(folder: Path, hidden: int) -> tuple[Path, Path]:
     """The folder of a new model, and a file of texts."""
     sys.path.insert(0, str(ROOT))
-    from miniqwen.modeling_miniqwen import MiniQwenConfig, new_model, save_model
-    from miniqwen.tokenization_miniqwen import train_tokenizer
+    from miniqwen.model.modeling_miniqwen import MiniQwenConfig, new_model, save_model
+    from miniqwen.model.tokenization_miniqwen import train_tokenizer
 
     texts = [text(number) for number in range(400)]
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))

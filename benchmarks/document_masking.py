@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import torch
 
-from miniqwen.attention import cumulative_lengths
-from miniqwen.loss import cross_entropy_sum
-from miniqwen.modeling_miniqwen import SIZES, MiniQwenForCausalLM, new_model
+from miniqwen.model.attention import cumulative_lengths
+from miniqwen.model.loss import cross_entropy_sum
+from miniqwen.model.modeling_miniqwen import SIZES, MiniQwenForCausalLM, new_model
 
 BLOCKS, LENGTH, CLAIM = 4, 1024, 1.15
 # Tokens of a document. Wikipedia's and the papers' are log-normal fits to the real excerpts with Qwen's tokenizer.

@@ -85,8 +85,8 @@ def files_of(name: str, mirror: Path) -> dict[str, str]:
 
 def our_scores(model: Any, tokenizer: Any, prompts: Sequence[Any], batch_size: int) -> tuple[list[Any], float]:
     """(log-likelihoods of the choices of each question, CPU seconds)."""
-    from miniqwen.protocols import encode_prompt
-    from miniqwen.scoring import score_rounds
+    from miniqwen.eval.scoring import score_rounds
+    from miniqwen.questions.protocols import encode_prompt
 
     began = time.process_time()
     requests = [encode_prompt(tokenizer, prompt, "harness") for prompt in prompts]
@@ -96,7 +96,7 @@ def our_scores(model: Any, tokenizer: Any, prompts: Sequence[Any], batch_size: i
 
 def slowest_share(model: Any, requests: Sequence[Any], batch_size: int, world_size: int) -> float:
     """CPU seconds of the slowest of several processes, times their number, over those of all together: 1 is even."""
-    from miniqwen.scoring import score_rounds
+    from miniqwen.eval.scoring import score_rounds
 
     seconds = []
     for rank in range(world_size):
@@ -124,12 +124,12 @@ def measure(name: str, given: argparse.Namespace, tokenizer: Any, folder: Path) 
     """Print the figures of one data set; whether the claims hold."""
     from transformers import AutoModelForCausalLM
 
-    from miniqwen.causal_models import load_causal_model, scorer
-    from miniqwen.eval_config import EvalConfig
-    from miniqwen.protocols import encode_prompt, make_prompts
-    from miniqwen.qa import Template
-    from miniqwen.questions import read_questions
-    from miniqwen.repositories import resolve
+    from miniqwen.config.evaluating import EvalConfig
+    from miniqwen.data.repositories import resolve
+    from miniqwen.eval.causal_models import load_causal_model, scorer
+    from miniqwen.questions.protocols import encode_prompt, make_prompts
+    from miniqwen.questions.rows import read_questions
+    from miniqwen.questions.templates import Template
 
     config = EvalConfig(dataset_name=name, data_root=str(given.data_root), protocol="harness")
     split = config.split_of(name)
@@ -176,11 +176,11 @@ def main() -> None:
     import torch
     from transformers.utils import logging as transformers_logging
 
+    from miniqwen.config.evaluating import EvalConfig
+    from miniqwen.data.repositories import resolve
     from miniqwen.demo import write_demo
-    from miniqwen.eval_config import EvalConfig
-    from miniqwen.questions import read_questions
-    from miniqwen.repositories import resolve
-    from miniqwen.tokenization_miniqwen import load_tokenizer, train_tokenizer
+    from miniqwen.model.tokenization_miniqwen import load_tokenizer, train_tokenizer
+    from miniqwen.questions.rows import read_questions
 
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(given.threads)

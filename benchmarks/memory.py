@@ -40,7 +40,7 @@ def main() -> int:
     os.environ["HF_HUB_OFFLINE"] = "1"
     import pyarrow.parquet as pq
 
-    from miniqwen.tokenization_miniqwen import load_tokenizer, train_tokenizer
+    from miniqwen.model.tokenization_miniqwen import load_tokenizer, train_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HF_DATASETS_CACHE"] = folder

@@ -27,10 +27,10 @@ PADDED_TO_LONGEST_OF = (4, 8, 16)
 
 def own_tokenizer(name: str, data_root: Path) -> Any:
     """One of ours, of at most 16,384 entries, trained on the questions."""
-    from miniqwen.config import TrainConfig
-    from miniqwen.qa import training_questions
-    from miniqwen.repositories import resolve
-    from miniqwen.tokenization_miniqwen import train_tokenizer
+    from miniqwen.config.training import TrainConfig
+    from miniqwen.data.repositories import resolve
+    from miniqwen.model.tokenization_miniqwen import train_tokenizer
+    from miniqwen.questions.templates import training_questions
 
     config = TrainConfig(dataset_name=name, data_root=str(data_root))
     train, _ = training_questions(resolve(name, config), name, config)
@@ -41,9 +41,9 @@ def packed(name: str, given: argparse.Namespace, tokenizer: Any) -> tuple[float,
     """The share of positions of one epoch that hold tokens, and the examples that were there."""
     import numpy as np
 
-    from miniqwen.batches import Plan
-    from miniqwen.config import TrainConfig
-    from miniqwen.tasks import list_data, make_task
+    from miniqwen.config.training import TrainConfig
+    from miniqwen.training.batches import Plan
+    from miniqwen.training.task import list_data, make_task
 
     config = TrainConfig(
         dataset_name=name, data_root=str(given.data_root), max_seq_length=given.max_seq_length, packing=True,
@@ -97,7 +97,7 @@ def main() -> int:
     from transformers.utils import logging
 
     from miniqwen.demo import write_demo
-    from miniqwen.tokenization_miniqwen import load_tokenizer
+    from miniqwen.model.tokenization_miniqwen import load_tokenizer
 
     logging.set_verbosity_error()
     fullest = []

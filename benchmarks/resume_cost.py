@@ -25,12 +25,12 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from miniqwen.batches import Plan
-from miniqwen.config import TrainConfig
-from miniqwen.formats import Batch
-from miniqwen.sources import Source, Unit
-from miniqwen.tasks import list_data, make_task
-from miniqwen.tokenization_miniqwen import train_tokenizer
+from miniqwen.config.training import TrainConfig
+from miniqwen.data.formats import Batch
+from miniqwen.data.sources import Source, Unit
+from miniqwen.model.tokenization_miniqwen import train_tokenizer
+from miniqwen.training.batches import Plan
+from miniqwen.training.task import list_data, make_task
 
 LANES = 16
 LENGTH = 256

@@ -21,12 +21,12 @@ from time import perf_counter
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from miniqwen.checkpoint import Progress, read_checkpoint
-from miniqwen.config import TrainConfig
-from miniqwen.modeling_miniqwen import MiniQwenConfig, count_parameters, new_model
-from miniqwen.output_folder import OutputFolder, checkpoint_to_resume
-from miniqwen.shards import gathered, restore_optimizer
-from miniqwen.tokenization_miniqwen import train_tokenizer
+from miniqwen.checkpoints.checkpoint import Progress, read_checkpoint
+from miniqwen.config.training import TrainConfig
+from miniqwen.distributed.shards import gathered, restore_optimizer
+from miniqwen.model.modeling_miniqwen import MiniQwenConfig, count_parameters, new_model
+from miniqwen.model.tokenization_miniqwen import train_tokenizer
+from miniqwen.training.output_folder import OutputFolder, checkpoint_to_resume
 
 LIMIT = 0.2  # of the foreground save
 WIDTHS = {1: 128, 10: 320, 50: 768, 100: 1024, 200: 1536}  # millions of parameters to hidden size, roughly

@@ -29,9 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from miniqwen.documents import HeldOut, LaneOrder, Position
-from miniqwen.packing import Cursor
-from miniqwen.sources import FOOTERS_KEPT, KEPT_BYTES, LISTING_THREADS, DataFile, Units
+from miniqwen.data.documents import HeldOut, LaneOrder, Position
+from miniqwen.data.packing import Cursor
+from miniqwen.data.sources import FOOTERS_KEPT, KEPT_BYTES, LISTING_THREADS, DataFile, Units
 
 LANES = 1024
 BLOCK = 1024

@@ -71,9 +71,9 @@ def alone(tokenizer: Any, texts: list[str]) -> int:
 
 def updates_of(tokenizer: Any, files: list[Path], column: str, threads: int) -> Any:
     """Endless updates of 16 blocks of the text, as the training loop gets them."""
-    from miniqwen.batches import Plan
-    from miniqwen.config import TrainConfig
-    from miniqwen.tasks import list_data, make_task
+    from miniqwen.config.training import TrainConfig
+    from miniqwen.training.batches import Plan
+    from miniqwen.training.task import list_data, make_task
 
     config = TrainConfig(
         dataset_name=str(files[0].parent), task="pretrain", text_column=column, max_steps=1, block_size=LENGTH,
@@ -139,7 +139,7 @@ def main() -> int:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.threads])
     import pyarrow.parquet as pq
 
-    from miniqwen.tokenization_miniqwen import load_tokenizer, train_tokenizer
+    from miniqwen.model.tokenization_miniqwen import load_tokenizer, train_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HF_DATASETS_CACHE"] = folder

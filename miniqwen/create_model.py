@@ -6,7 +6,7 @@ read. Costs: about half a minute for the tokenizer's 50 MB of text, and its word
 the weights in memory.
 """
 
-from miniqwen.config import CreateConfig, UserError, parse, user_errors_exit_2
+from miniqwen.config.training import CreateConfig, UserError, parse, user_errors_exit_2
 
 if __name__ == "__main__":
     with user_errors_exit_2():
@@ -30,7 +30,11 @@ from huggingface_hub import HfApi, hf_hub_download, is_offline_mode, snapshot_do
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from miniqwen.modeling_miniqwen import (
+from miniqwen.data.patience import patiently
+from miniqwen.data.repositories import resolve
+from miniqwen.data.sources import Source
+from miniqwen.data.windows import TextWindows
+from miniqwen.model.modeling_miniqwen import (
     SIZES,
     check_config,
     check_weights,
@@ -40,11 +44,7 @@ from miniqwen.modeling_miniqwen import (
     save_model,
     size_parameters,
 )
-from miniqwen.patience import patiently
-from miniqwen.repositories import resolve
-from miniqwen.sources import Source
-from miniqwen.tokenization_miniqwen import load_tokenizer, train_tokenizer
-from miniqwen.windows import TextWindows
+from miniqwen.model.tokenization_miniqwen import load_tokenizer, train_tokenizer
 
 # What a model folder holds: all that --overwrite_output_dir deletes here.
 MODEL_FILES = (

@@ -1,82 +1,17 @@
-"""What several tests need: scripts run as users run them, and a small world of data and a model, made here."""
+"""A small world of data and a model, made here, for all tests."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import os
-import random
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 # Many small processes share two cores here: threads that wait actively would stand in each other's way.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-
-ROOT = Path(__file__).parent.parent
-Runner = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def run_script(
-    script: str, *flags: object, processes: int = 1, environment: dict[str, str] | None = None, limit: float = 300
-) -> subprocess.CompletedProcess[str]:
-    """Run a script of the project as a user does; several processes go through torchrun."""
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
-    )
-    command = [sys.executable, *launcher, script, *map(str, flags)]
-    offline = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "offline"}
-    with subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | offline | (environment or {}), stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
-        try:
-            output, errors = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # not kill: torchrun takes its workers with it
-            raise
-    return subprocess.CompletedProcess(command, process.returncode, output, errors)
-
-
-WORDS = ("stone river light metal cloud tower green amber north quiet heavy salt glass wind paper copper").split()
-
-
-def article(number: int) -> str:
-    """A text of its own for every number: a heading and some sentences of random words."""
-    drawn = random.Random(number)
-    sentences = (" ".join(drawn.choices(WORDS, k=drawn.randint(3, 12))) for _ in range(drawn.randint(1, 9)))
-    return f"Article {number}\n\n" + ". ".join(sentences) + "."
-
-
-def sciq_row(number: int) -> dict[str, str]:
-    turned = [WORDS[(number + i) % len(WORDS)] for i in range(4)]
-    return {
-        "question": f"Which word has number {number}?", "distractor3": turned[2], "distractor1": turned[0],
-        "distractor2": turned[1], "correct_answer": turned[3], "support": "Words have numbers." * (number % 2),
-    }  # fmt: skip
-
-
-def commonsense_row(number: int, answered: bool = True) -> dict[str, Any]:
-    texts = [WORDS[(number + i) % len(WORDS)] for i in range(5)]
-    return {
-        "id": f"c{number}", "question": f"Which word would one choose for {number}?", "question_concept": "word",
-        "choices": {"label": list("ABCDE"), "text": texts}, "answerKey": "ABCDE"[number % 5] if answered else "",
-    }  # fmt: skip
-
-
-def write_parquet(folder: Path, split: str, rows: list[dict[str, Any]], shards: int = 1, group: int = 20) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for shard in range(shards):
-        part = rows[shard * len(rows) // shards : (shard + 1) * len(rows) // shards]
-        pq.write_table(
-            pa.Table.from_pylist(part), folder / f"{split}-{shard:05}-of-{shards:05}.parquet", row_group_size=group
-        )
+from runs import article, commonsense_row, sciq_row, write_parquet
 
 
 @pytest.fixture(scope="session")
@@ -109,8 +44,8 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny random model, with a tokenizer trained on the articles."""
-    from miniqwen.modeling_miniqwen import MiniQwenConfig, new_model, save_model
-    from miniqwen.tokenization_miniqwen import train_tokenizer
+    from miniqwen.model.modeling_miniqwen import MiniQwenConfig, new_model, save_model
+    from miniqwen.model.tokenization_miniqwen import train_tokenizer
 
     folder = tmp_path_factory.mktemp("model")
     tokenizer = train_tokenizer([article(n) for n in range(120)], 400)

@@ -1,10 +1,12 @@
-"""Runs of the real loop that go on in the background while a test does something to them."""
+"""What several tests need: scripts run as users run them, runs that go on in the background, and rows of small data."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,74 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from conftest import ROOT
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).parent.parent
+Runner = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def run_script(
+    script: str, *flags: object, processes: int = 1, environment: dict[str, str] | None = None, limit: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of the project as a user does; several processes go through torchrun."""
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    )
+    command = [sys.executable, *launcher, script, *map(str, flags)]
+    offline = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "offline"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | offline | (environment or {}), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        try:
+            output, errors = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # not kill: torchrun takes its workers with it
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+WORDS = ("stone river light metal cloud tower green amber north quiet heavy salt glass wind paper copper").split()
+
+
+def article(number: int) -> str:
+    """A text of its own for every number: a heading and some sentences of random words."""
+    drawn = random.Random(number)
+    sentences = (" ".join(drawn.choices(WORDS, k=drawn.randint(3, 12))) for _ in range(drawn.randint(1, 9)))
+    return f"Article {number}\n\n" + ". ".join(sentences) + "."
+
+
+def sciq_row(number: int) -> dict[str, str]:
+    turned = [WORDS[(number + i) % len(WORDS)] for i in range(4)]
+    return {
+        "question": f"Which word has number {number}?", "distractor3": turned[2], "distractor1": turned[0],
+        "distractor2": turned[1], "correct_answer": turned[3], "support": "Words have numbers." * (number % 2),
+    }  # fmt: skip
+
+
+def commonsense_row(number: int, answered: bool = True) -> dict[str, Any]:
+    texts = [WORDS[(number + i) % len(WORDS)] for i in range(5)]
+    return {
+        "id": f"c{number}", "question": f"Which word would one choose for {number}?", "question_concept": "word",
+        "choices": {"label": list("ABCDE"), "text": texts}, "answerKey": "ABCDE"[number % 5] if answered else "",
+    }  # fmt: skip
+
+
+def write_parquet(folder: Path, split: str, rows: list[dict[str, Any]], shards: int = 1, group: int = 20) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in range(shards):
+        part = rows[shard * len(rows) // shards : (shard + 1) * len(rows) // shards]
+        pq.write_table(
+            pa.Table.from_pylist(part), folder / f"{split}-{shard:05}-of-{shards:05}.parquet", row_group_size=group
+        )
+
+
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") and shutil.which("ninja", path=str(Path(sys.executable).parent))),
+    reason="DeepSpeed compiles its CPU communication with g++ and ninja",
+)
 
 TINY = (
     "--dataset_name both --block_size 32 --per_device_train_batch_size 2 --gradient_accumulation_steps 2 "
@@ -101,4 +170,13 @@ def ranks(launcher: int) -> dict[int, int]:
             rank = next((value[5:] for value in variables if value.startswith(b"RANK=")), None)
             if rank is not None and b"train_loop.py" in words and b"torch.distributed.run" not in words:
                 found.setdefault(int(rank), pid)
+    return found
+
+
+def metrics(output: Path) -> dict[int, dict[str, float]]:
+    """{update: all that was logged there}."""
+    found: dict[int, dict[str, float]] = {}
+    for line in (output / "metrics.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        found.setdefault(values["step"], {}).update(values)
     return found

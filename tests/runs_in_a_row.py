@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 import train_loop
-from miniqwen.config import TrainConfig, parse
-from miniqwen.preemption import StopRequest
-from miniqwen.runtime import Runtime
+from miniqwen.config.training import TrainConfig, parse
+from miniqwen.distributed.runtime import Runtime
+from miniqwen.training.preemption import StopRequest
 
 
 def main(runs: list[list[str]]) -> None:

@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
-from runs import wait_until
+from runs import ROOT, wait_until
 
-from miniqwen.config import TrainConfig
+from miniqwen.config.training import TrainConfig
 
 CLUSTER = ROOT / "cluster"
 # what `man sbatch` has and these scripts use, with the form of the value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from conftest import ROOT
+from runs import ROOT
 
 
 def test_a_run_that_is_killed_three_times_ends_with_the_weights_of_one_that_was_not() -> None:

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, article, run_script
+from runs import ROOT, article, run_script
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 import miniqwen.create_model as create_model
-from miniqwen.config import CreateConfig, TrainConfig, UserError, parse
+from miniqwen.config.training import CreateConfig, TrainConfig, UserError, parse
 from miniqwen.create_model import MODEL_FILES, main, size_table, training_texts
-from miniqwen.modeling_miniqwen import SIZES, Size, size_parameters
+from miniqwen.model.modeling_miniqwen import SIZES, Size, size_parameters
 
 
 @pytest.fixture

@@ -1,0 +1,186 @@
+"""What survives: how far a run is, its parameters and its optimizer, in one folder that belongs to no machine.
+
+Promises: a checkpoint is whole or absent (written under a temporary name, hashed, synced, renamed). Parameters and
+moments are stored by parameter name, in fp32, as safetensors; the rest is JSON; nothing is ever unpickled. The folder
+is a model folder too. Costs: parameters and moments once on disk, written as they come and hashed, and hashed again
+when resumed from; the output folder has to be one that every machine of the run can read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from miniqwen.checkpoints.tensor_files import StoredTensors, TensorWriter
+from miniqwen.config.training import UserError
+
+MANIFEST = "manifest.json"
+PROGRESS_FILE = "progress.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: all of it that is not a tensor."""
+
+    step: int = 0
+    tokens: int = 0
+    epoch: int = 0
+    cursor: Mapping[str, Any] = field(default_factory=dict)
+    best_metric: float | None = None
+    best_step: int | None = None
+    evaluations_without_best: int = 0
+    evaluated_step: int = 0  # of the last evaluation
+    skipped_updates: int = 0  # whose loss or gradient was not finite
+    skipped_in_a_row: int = 0
+    # of the updates that no line of metrics has told of yet, so that a resumed run writes the same lines
+    pending_loss: float = 0.0
+    pending_targets: int = 0
+    loss_scale: Mapping[str, float] | None = None  # of fp16
+
+    def with_evaluation(self, metric: float, larger_is_better: bool) -> Progress:
+        """After an evaluation that gave `metric` at this step."""
+        best = self.best_metric
+        if best is None or (metric > best if larger_is_better else metric < best):
+            better: dict[str, Any] = {"best_metric": metric, "best_step": self.step, "evaluations_without_best": 0}
+            return replace(self, evaluated_step=self.step, **better)
+        without = self.evaluations_without_best + 1
+        return replace(self, evaluated_step=self.step, evaluations_without_best=without)
+
+    def with_update(self, skipped: bool) -> Progress:
+        """After an update that was made, or skipped because it was not finite."""
+        in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        return replace(
+            self, step=self.step + 1, skipped_updates=self.skipped_updates + skipped, skipped_in_a_row=in_a_row
+        )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One that was read back: its folder, progress, the identity of its data; tensors are read when asked for."""
+
+    folder: Path
+    progress: Progress
+    identity: Mapping[str, Any]
+    wandb_run_id: str | None
+    weights: Mapping[str, torch.Tensor]  # {parameter name: fp32 tensor}
+    optimizer_state: Mapping[str, torch.Tensor]  # {"KEY.<parameter name>": tensor}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all: a reader never sees half a file, and the file survives a power cut."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sync(path: Path) -> None:
+    """Make a file, or a folder's entries, durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checkpoint(
+    folder: Path,
+    progress: Progress,
+    identity: Mapping[str, Any],
+    wandb_run_id: str | None,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    describe_model: Callable[[Path], None],
+) -> Path:
+    """Write `folder`/checkpoint-STEP and return its path.
+
+    `tensors` are ("model.NAME", weight) and ("KEY.NAME", optimizer state) in any order; `describe_model(folder)` writes
+    what else makes the folder a model's.
+
+    Raises `OSError` (disk full, no permission), with nothing left behind and earlier checkpoints untouched.
+    """
+    final = folder / f"checkpoint-{progress.step}"
+    temporary = folder / f".checkpoint-{progress.step}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        model, optimizer = TensorWriter(temporary, "model"), TensorWriter(temporary, "optimizer")
+        for full_name, tensor in tensors:
+            kind, _, name = full_name.partition(".")
+            if kind == "model":
+                model.add(name, tensor)
+            else:
+                optimizer.add(full_name, tensor)
+        model.close()
+        optimizer.close()
+        describe_model(temporary)
+        described = {"progress": asdict(progress), "identity": identity, "wandb_run_id": wandb_run_id}
+        write_json(temporary / PROGRESS_FILE, described)
+        written = sorted(path for path in temporary.iterdir() if path.is_file())
+        for path in written:
+            sync(path)
+        write_json(temporary / MANIFEST, {"sha256": {path.name: file_hash(path) for path in written}})
+        sync(temporary)
+        if final.exists():  # the same step saved again after a resume: a folder cannot be renamed onto another
+            final.rename(folder / f".checkpoint-{progress.step}.old.tmp")
+        temporary.rename(final)
+        sync(folder)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(f"cannot write {final}: {error}") from error
+    finally:
+        remove_half_written(folder)
+    return final
+
+
+def verify(folder: Path) -> None:
+    """Raises `UserError` naming the file that is missing or not what its manifest says."""
+    try:
+        for name, expected in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"].items():
+            if file_hash(folder / name) != expected:
+                raise UserError(
+                    f"{folder / name} is damaged (its hash is not the manifest's); resume from another checkpoint"
+                )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder} cannot be resumed from ({error}); resume from another checkpoint") from None
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Open a checkpoint that `verify` has found whole; raises `UserError` where it cannot be read."""
+    try:
+        stored = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
+        weights, state = StoredTensors(folder, "model"), StoredTensors(folder, "optimizer")
+        progress = Progress(**stored["progress"])
+        return Checkpoint(folder, progress, stored["identity"], stored["wandb_run_id"], weights, state)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise UserError(f"{folder} cannot be resumed from ({error}); resume from another checkpoint") from None
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of an output folder, oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if (path / MANIFEST).is_file()]
+    return sorted(
+        (path for path in found if path.name.split("-")[1].isdigit()), key=lambda p: int(p.name.split("-")[1])
+    )
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what a save that was killed left behind."""
+    for path in folder.glob(".checkpoint-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,161 @@
+"""What the user asked of eval_loop.py: its flags and every check that needs no model; frozen afterwards.
+
+Promises: as config.py. Costs: nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from miniqwen.config.flags import flag
+from miniqwen.config.training import (
+    QA_DATASETS,
+    TEXT_DATASETS,
+    DataFlags,
+    model_problems,
+    precision_name,
+    precision_problems,
+)
+
+PROTOCOLS = ("miniqwen", "harness")
+DEFAULT_SPLITS = {"sciq": "test", "commonsenseqa": "validation"}  # CommonsenseQA's test split has no answers
+SAMPLING = ("temperature", "top_p", "top_k", "seed")
+
+
+@dataclass(frozen=True)
+class EvalConfig(DataFlags):
+    """Flags of eval_loop.py."""
+
+    dataset_name: str | None = flag(
+        None, "sciq, commonsenseqa, both, a hub id (OWNER/NAME), or a local file or folder (.parquet, .jsonl, .json, "
+        ".csv; also .gz)", group="data")  # fmt: skip
+    model_path: str | None = flag(
+        None, "folder of the model to evaluate: MiniQwen's, or any causal language model of transformers", group="model"
+    )
+    output_dir: str | None = flag(None, "where <dataset>.json is written", group="output")
+    overwrite_output_dir: bool = flag(
+        False, "replace the results of another evaluation that are in --output_dir", group="output"
+    )
+    compare: tuple[str, ...] = flag(
+        (), "two files of results, A.json B.json, of the same questions: which model is better, and what changed; "
+        "needs no other flag", group="output")  # fmt: skip
+    split: str | None = flag(
+        None, "split to evaluate (default: SciQ test, CommonsenseQA validation, else test); one without answers gets a "
+        "file of predictions", group="data")  # fmt: skip
+    train_split: str = flag("train", "split that --num_fewshot and --check_contamination read", group="data")
+    max_eval_samples: int | None = flag(None, "the first N rows only", group="data")
+    check_contamination: bool = flag(
+        False, "look for the questions in --train_split, and report accuracy with and without those that are there",
+        group="data")  # fmt: skip
+    protocol: str = flag(
+        "miniqwen", "miniqwen: the templates saved beside the model; harness: the prompts and rules of "
+        "lm-evaluation-harness (sciq, commonsenseqa)", group="prompt", choices=PROTOCOLS)  # fmt: skip
+    num_fewshot: int = flag(0, "answered questions of --train_split before each question", group="prompt")
+    answer_format: str | None = flag(
+        None, "what is scored: a choice's text or its letter (default: text; under harness what it uses)",
+        group="prompt", choices=("text", "letter"))  # fmt: skip
+    prompt_template: str | None = flag(
+        None, "text before the answer (default: the one saved beside the model)", group="prompt"
+    )
+    choices_template: str | None = flag(None, "one line a choice, with {label} and {text}", group="prompt")
+    answer_mode: str = flag(
+        "loglikelihood", "loglikelihood: the most likely choice; generate: the model writes, and its answer is found "
+        "in the text", group="evaluation", choices=("loglikelihood", "generate"))  # fmt: skip
+    unconditional: bool = flag(
+        False, "also score each choice without its question, for accuracy_unconditional (the harness's "
+        "acc_mutual_info)", group="evaluation")  # fmt: skip
+    per_device_eval_batch_size: int = flag(
+        8, "questions a device takes at once; halved when memory runs out", group="evaluation"
+    )
+    bf16: bool = flag(False, "compute in bfloat16", group="evaluation")
+    fp16: bool = flag(False, "compute in float16, on a GPU", group="evaluation")
+    extract: tuple[str, ...] = flag(
+        ("letter", "text", "last_line"), "rules that look for the answer in generated text, in this order: a letter "
+        "(A, (B), the answer is C), a choice's text, the last line", group="generation",
+        choices=("letter", "text", "last_line"))  # fmt: skip
+    max_new_tokens: int = flag(32, "most tokens to generate", group="generation")
+    do_sample: bool = flag(False, "sample instead of always taking the most likely token", group="generation")
+    temperature: float = flag(1.0, "of sampling", group="generation")
+    top_p: float = flag(
+        1.0, "sample among the most likely tokens that have this probability together", group="generation"
+    )
+    top_k: int = flag(0, "sample among so many most likely tokens (0: all)", group="generation")
+    seed: int = flag(0, "of sampling", group="generation")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The data sets to evaluate."""
+        return QA_DATASETS if self.dataset_name == "both" else (str(self.dataset_name),)
+
+    @property
+    def precision(self) -> str:
+        """As Accelerate names it: no, bf16, fp16."""
+        return precision_name(self.fp16, self.bf16)
+
+    def split_of(self, name: str) -> str:
+        return self.split or DEFAULT_SPLITS.get(name, "test")
+
+    def problems(self) -> list[str]:
+        if self.compare:
+            return self._comparison_problems()
+        found = super().problems()
+        for name in ("model_path", "dataset_name", "output_dir"):
+            if not getattr(self, name):
+                found.append(f"--{name} is needed: {type(self).__dataclass_fields__[name].metadata['help']}")
+        if self.dataset_name in ("wikipedia", "arxiv"):
+            found.append(f"--dataset_name {self.dataset_name} is text; eval_loop.py takes sciq, commonsenseqa or both")
+        if self.dataset_name and self.dataset_name not in (*TEXT_DATASETS, *QA_DATASETS):
+            found += self._own_data_problems()
+        if self.protocol == "harness":
+            found += [
+                f"--protocol harness has prompts of its own: leave --{name} out, or use --protocol miniqwen"
+                for name in ("prompt_template", "choices_template", "answer_format")
+                if getattr(self, name)
+            ]
+        found += precision_problems(self.fp16, self.bf16) + self._generation_problems()
+        for name, least in (
+            ("max_eval_samples", 1), ("per_device_eval_batch_size", 1), ("max_new_tokens", 1), ("num_fewshot", 0),
+            ("top_k", 0),
+        ):  # fmt: skip
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                found.append(f"--{name} {getattr(self, name)}: must be at least {least}")
+        if self.output_dir and Path(self.output_dir).exists() and not Path(self.output_dir).is_dir():
+            found.append(f"--output_dir {self.output_dir} is a file, not a folder")
+        return found + model_problems(self.model_path, None, any_kind=True)
+
+    def _comparison_problems(self) -> list[str]:
+        if len(self.compare) != 2:
+            return [f"--compare needs two files, A.json B.json; got {len(self.compare)}"]
+        return [f"--compare {file}: no such file" for file in self.compare if not Path(file).is_file()]
+
+    def _own_data_problems(self) -> list[str]:
+        found = []
+        needed = ["question_column", "answer_column"] + ["choices_column"] * (self.answer_mode == "loglikelihood")
+        if not all(getattr(self, name) for name in needed):
+            found.append(f"{', '.join(f'--{name}' for name in needed)} are needed for QA data of your own")
+        if self.protocol == "harness":
+            found.append(f"--protocol harness knows {' and '.join(QA_DATASETS)} only, not {self.dataset_name}")
+        if not self.choices_column and self.answer_format == "letter":
+            found.append("--answer_format letter: the data has no choices (--choices_column)")
+        return found
+
+    def _generation_problems(self) -> list[str]:
+        found = []
+        defaults = {name: f.default for name, f in type(self).__dataclass_fields__.items()}
+        if self.answer_mode == "loglikelihood":
+            for name in ("do_sample", "extract", "max_new_tokens"):
+                if getattr(self, name) != defaults[name]:
+                    found.append(f"--{name} has no use without --answer_mode generate")
+        elif self.unconditional:
+            found.append("--unconditional has no use with --answer_mode generate, which compares no scores")
+        for name in SAMPLING:
+            if getattr(self, name) != defaults[name] and not self.do_sample:
+                found.append(f"--{name} has no use without --do_sample")
+        if self.temperature <= 0:
+            found.append(
+                f"--temperature {self.temperature}: must be above 0 (for the most likely tokens leave --do_sample out)"
+            )
+        if not 0 < self.top_p <= 1:
+            found.append(f"--top_p {self.top_p}: must be above 0 and at most 1")
+        return found

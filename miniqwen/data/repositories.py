@@ -1,0 +1,237 @@
+"""Where text and questions come from: names → repositories → splits → files.
+
+Promises: a data set is listed once, its revision pinned, on the hub, in a mirror laid out like the hub (`--data_root`)
+or from local files. What cannot be had is named: data set, configuration, split, and what to try. `datasets` resolves
+names and splits; it never iterates. Costs: a few requests a data set.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import datasets
+from fsspec.core import url_to_fs
+
+from miniqwen.config.training import HUB_TIMEOUT, DataFlags, UserError
+from miniqwen.data.formats import FORMATS
+from miniqwen.data.hub import pinned
+from miniqwen.data.patience import is_passing, patiently
+from miniqwen.data.sources import DataFile, Source, downloaded
+
+REPOSITORIES = {
+    "wikipedia": "wikimedia/wikipedia",
+    "arxiv": "common-pile/arxiv_papers",
+    "sciq": "allenai/sciq",
+    "commonsenseqa": "tau/commonsense_qa",
+}
+# Data sets that are scripts, which `datasets` no longer runs, and old names: where their data stands today.
+MOVED = {
+    "legacy-datasets/wikipedia": "wikimedia/wikipedia",
+    "armanc/scientific_papers": "ccdv/arxiv-summarization",
+}
+TEXT_COLUMNS = {"wikipedia": "text", "arxiv": "text"}
+SHOWN_FILES = 10  # of those that are amiss
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A data set that was found: its files by split, and a note for the user where a name led elsewhere."""
+
+    name: str
+    path: str
+    config_name: str | None
+    revision: str | None
+    splits: dict[str, tuple[DataFile, ...]]
+    note: str | None = None
+    cache_dir: str | None = None
+    sample_by: str = "line"
+    row_groups: Mapping[str, Mapping[str, Sequence[Sequence[int]]]] = field(default_factory=dict)
+
+    def source(self, split: str, columns: tuple[str, ...]) -> Source:
+        """Some columns of a split. Raises `UserError` naming the splits there are."""
+        if split not in self.splits:
+            raise UserError(f"{self.name}: no split {split!r}; it has {', '.join(self.splits)}")
+        found = (self.name, self.path, self.config_name, self.revision)
+        listed = self.row_groups.get(split)
+        return Source(*found, split, self.splits[split], columns, self.cache_dir, self.sample_by, listed)
+
+    def listed(self, splits: Sequence[str], columns: tuple[str, ...], skip_bad: bool = False) -> Repository:
+        """The same with the row groups of those of `splits` that it has: nothing about them need be asked again."""
+        there = [split for split in splits if split in self.splits]
+        found = {split: self.source(split, columns).list_row_groups(skip_bad) for split in there}
+        return replace(self, row_groups=found)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it; `from_json` makes it again."""
+        return {**vars(self), "splits": {split: [vars(file) for file in files] for split, files in self.splits.items()}}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Repository:
+        splits = {split: tuple(DataFile(**file) for file in files) for split, files in stored["splits"].items()}
+        return cls(**{**stored, "splits": splits})
+
+    def check_here(self) -> None:
+        """That this machine has the local files that rank 0 listed on its own; raises `UserError` naming the others."""
+        amiss = []
+        for file in (file for files in self.splits.values() for file in files if "://" not in file.url):
+            size = Path(file.url).stat().st_size if Path(file.url).exists() else None
+            if size != file.size:
+                here = "is not here" if size is None else f"has {size} bytes here"
+                amiss.append(f"{file.url} {here} ({platform.node()}), and {file.size} bytes where rank 0 runs")
+        if amiss:
+            raise UserError(
+                *amiss[:SHOWN_FILES], *([f"and {len(amiss) - SHOWN_FILES} more"] * (len(amiss) > SHOWN_FILES))
+            )
+
+    def downloaded(self) -> Repository:
+        """The same with all its files on this machine."""
+        files = lambda found: tuple(downloaded(file, self.cache_dir) for file in found)  # noqa: E731
+        return replace(self, splits={split: files(found) for split, found in self.splits.items()})
+
+
+def resolve(name: str, flags: DataFlags) -> Repository:
+    """Find a data set: a name of ours, OWNER/NAME on the hub or under `--data_root`, a local file or folder.
+
+    With `--streaming False` its files are downloaded here. Raises `UserError` for what cannot be had: which, why, and
+    what to try.
+    """
+    repository = locate(name, flags)
+    return repository if flags.streaming else repository.downloaded()
+
+
+def locate(name: str, flags: DataFlags) -> Repository:
+    """`resolve` without any download."""
+    if name not in REPOSITORIES and Path(name).exists():
+        return replace(_local(name), cache_dir=flags.cache_dir, sample_by=flags.sample_by)
+    path = REPOSITORIES.get(name, name)
+    if path in MOVED:
+        raise UserError(f"{path} is a script, which the data sets library no longer runs; use {MOVED[path]}")
+    where = path
+    if flags.data_root:
+        where = str(Path(flags.data_root, path))
+        if not Path(where).is_dir():
+            raise UserError(f"{name}: --data_root {flags.data_root} has no folder {path}")
+    config_name, note = flags.dataset_config_name if name not in REPOSITORIES else None, None
+    if name == "wikipedia":
+        config_name, note = _wikipedia_dump(where, flags.wikipedia_version, flags.hub_timeout)
+    revision, files = _files(name, where, config_name, flags.hub_timeout)
+    return Repository(name, path, config_name, revision, files, note, flags.cache_dir, flags.sample_by)
+
+
+def _local(name: str) -> Repository:
+    path = Path(name)
+    if path.is_file():
+        file = DataFile(path.name, str(path.resolve()), path.stat().st_size)
+        _ = file.format  # a format that cannot be read is said at once
+        return Repository(path.name, str(path.resolve()), None, None, {"train": (file,)})
+    _, files = _files(name, str(path.resolve()), None)
+    return Repository(path.name, str(path.resolve()), None, None, files)
+
+
+def _wikipedia_dump(where: str, wanted: str, limit: float) -> tuple[str, str | None]:
+    """The configuration for `--wikipedia_version`, and a note if it is another dump of the same language."""
+    names = _listed("wikipedia", where, limit, datasets.get_dataset_config_names)
+    if wanted in names:
+        return wanted, None
+    language = wanted.partition(".")[2] or wanted
+    dumps = sorted(name for name in names if name.partition(".")[2] == language)
+    if not dumps:
+        languages = sorted({name.partition(".")[2] for name in names})
+        raise UserError(
+            f"--wikipedia_version {wanted}: no dump of language {language!r}; there is {', '.join(languages[:40])}"
+        )
+    return dumps[
+        -1
+    ], f"wikipedia: dump {wanted} is no longer served; using {dumps[-1]}, the newest one of that language"
+
+
+def _files(
+    name: str, where: str, config_name: str | None, limit: float = HUB_TIMEOUT
+) -> tuple[str | None, dict[str, tuple[DataFile, ...]]]:
+    """(revision, files by split) of a data set on the hub or in a folder."""
+
+    def files_of(path: str, **pinning: Any) -> tuple[str | None, dict[str, tuple[DataFile, ...]]]:
+        builder = datasets.load_dataset_builder(path, config_name, **pinning)
+        found: dict[str, tuple[DataFile, ...]] = {}
+        for split, urls in (builder.config.data_files or {}).items():
+            files = []
+            for url in urls:
+                filesystem, file = url_to_fs(url)
+                inside = os.path.relpath(url, where)
+                if url.startswith("hf://"):
+                    inside = filesystem.resolve_path(file).path_in_repo
+                files.append(DataFile(inside, url, filesystem.info(file)["size"], limit))
+            found[str(split)] = tuple(files)
+        return pinning.get("revision"), found
+
+    revision, files = _listed(name, where, limit, files_of)
+    if not files or not any(files.values()):
+        raise UserError(f"{name}: no data files in {where}; expected {', '.join(FORMATS)}")
+    for file in (file for found in files.values() for file in found):
+        _ = file.format
+    return revision, files
+
+
+def _listed(name: str, where: str, limit: float, ask: Callable[..., Result]) -> Result:
+    """What `ask(where, revision=, cache_dir=)` finds, in a folder or in the commit that the hub has now.
+
+    The empty cache is for `datasets`, which would answer from one in place of a hub that does not answer.
+    """
+    if Path(where).is_dir():
+        return _explained(name, lambda: ask(where))
+    revision = _explained(name, lambda: pinned(where, name, limit))
+    with tempfile.TemporaryDirectory() as empty:
+        call = lambda: ask(where, revision=revision, cache_dir=empty)  # noqa: E731
+        return patiently(lambda: _explained(name, call), name, limit)
+
+
+def _explained(name: str, call: Any) -> Any:
+    """`call()`, with the library's errors about names turned into ours; network errors pass, to be waited for."""
+    try:
+        return call()
+    except datasets.exceptions.DatasetNotFoundError:
+        raise UserError(
+            f"{name}: not on the hub, or not accessible: check the name OWNER/NAME, `hf auth login` if it is private "
+            "or gated, or give a local file"
+        ) from None
+    except (ValueError, RuntimeError, FileNotFoundError) as error:
+        if is_passing(error) or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError)):
+            raise
+        said = " ".join(str(error).split())
+        hint = "; choose one with --dataset_config_name" if "onfig" in said else ""
+        if "scripts are no longer supported" in said:
+            hint = "; look for a parquet version of it on the hub"
+        raise UserError(f"{name}: {said[:400]}{hint}") from None
+
+
+def repository_card(repository: Repository) -> list[DataFile]:
+    """The README.md that tells which files belong to which split; a mirror needs it. Empty where there is none."""
+    first = next(file for files in repository.splits.values() for file in files)
+    root = first.url.removesuffix(first.path).rstrip("/")
+
+    def found() -> list[DataFile]:
+        filesystem, path = url_to_fs(f"{root}/README.md")
+        if not filesystem.exists(path):
+            return []
+        size = filesystem.info(path)["size"]
+        return [DataFile("README.md", f"{root}/README.md", size, first.hub_timeout)]
+
+    return patiently(found, f"{repository.name}: README.md", first.hub_timeout)
+
+
+def data_names(flags: DataFlags) -> tuple[str, ...]:
+    """The data sets that `--dataset_name` stands for."""
+    return ("wikipedia", "arxiv") if flags.dataset_name == "both" else (str(flags.dataset_name),)
+
+
+def text_column(name: str, flags: DataFlags) -> str:
+    """The column that holds a data set's text."""
+    return TEXT_COLUMNS.get(name, flags.text_column or "text")

@@ -1,0 +1,302 @@
+"""How a data set's rows are read: files → units → rows, from the hub, a mirror or local files.
+
+Promises: a unit has the same rows in the same order wherever it is read. What is broken is named: data set, column,
+file and row. Costs: one small request a parquet file to list its row groups, several at a time; the units read last
+stay in memory, up to `KEPT_BYTES`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+
+from miniqwen.config.training import HUB_TIMEOUT
+from miniqwen.data.formats import SLICED, BadData, Batch, file_batches, format_of, parquet_batches, read_slice
+from miniqwen.data.hub import HubFile, fetched
+from miniqwen.data.patience import patiently
+
+SLICE_BYTES = 8 << 20  # of a file of lines
+GZIP_FACTOR = 4  # about: bytes of a gzipped text, decoded, to bytes stored
+KEPT_BYTES = 256 << 20  # decoded units kept for stripes, which read the same unit again
+LISTING_THREADS = 32  # footers read at once
+FOOTERS_KEPT = 64  # so that a row group costs one request, not two
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file of a data set: its name in the repository, where it is read (a path or hf:// URL), its size in bytes.
+
+    `hub_timeout`: seconds to wait for the hub where it does not answer.
+    """
+
+    path: str
+    url: str
+    size: int
+    hub_timeout: float = field(default=HUB_TIMEOUT, compare=False)
+
+    @property
+    def format(self) -> str:
+        """One of `FORMATS`; `UserError` for other files."""
+        return format_of(self.path)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The smallest piece of a file that is fetched at once: a row group, a slice of lines, or another file whole.
+
+    `file`: index into `Source.files`; `start`, `stop`: bytes of a slice; `rows`: known for parquet; `size` in bytes
+    (of a row group: of the wanted columns, uncompressed).
+    """
+
+    file: int
+    part: int
+    start: int
+    stop: int
+    rows: int | None
+    size: int
+
+
+class Units(Sequence[Unit]):
+    """The units of a source, in file order, as columns of numbers: millions of them take some megabytes."""
+
+    def __init__(self, file: np.ndarray, part: np.ndarray, rows: np.ndarray, sizes: np.ndarray) -> None:
+        self.file, self.part, self.rows, self.sizes = file, part, rows, sizes
+
+    @classmethod
+    def of(
+        cls, files: Sequence[DataFile], row_groups: Mapping[str, Sequence[Sequence[int]]], sample_by: str = "line"
+    ) -> Units:
+        """The units of `files`; `row_groups`: (rows, size) of each row group of a parquet file."""
+        columns: list[list[np.ndarray]] = [[], [], [], []]
+        for number, file in enumerate(files):
+            if file.path in row_groups:
+                rows, sizes = np.asarray(row_groups[file.path], dtype=np.int64).reshape(-1, 2).T
+            elif is_sliced(file, sample_by):
+                starts = np.arange(0, max(file.size, 1), SLICE_BYTES)
+                sizes = np.minimum(starts + SLICE_BYTES, file.size) - starts
+                rows = np.full(len(starts), -1)
+            else:
+                rows, sizes = np.array([-1]), np.array([file.size])
+            made = (np.full(len(sizes), number, np.int32), np.arange(len(sizes), dtype=np.int32), rows, sizes)
+            for number_of, values in enumerate(made):
+                columns[number_of].append(np.asarray(values))
+        return cls(*(np.concatenate(column) if column else np.empty(0, np.int64) for column in columns))
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        part, size, rows = int(self.part[index]), int(self.sizes[index]), int(self.rows[index])
+        start = part * SLICE_BYTES if rows < 0 else 0
+        return Unit(int(self.file[index]), part, start, start + size, rows if rows >= 0 else None, size)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Some columns of one split of a data set. `row_groups`: of its parquet files, where they were listed already."""
+
+    name: str
+    repository: str
+    config_name: str | None
+    revision: str | None
+    split: str
+    files: tuple[DataFile, ...]
+    columns: tuple[str, ...]
+    cache_dir: str | None = None
+    sample_by: str = "line"
+    row_groups: Mapping[str, Sequence[Sequence[int]]] | None = field(default=None, compare=False, repr=False)
+    _kept: OrderedDict[Unit, Future[tuple[int, Batch]]] = field(default_factory=OrderedDict, compare=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
+
+    def identity(self) -> dict[str, Any]:
+        """What the rows depend on, for a checkpoint to remember."""
+        names = ("repository", "config_name", "revision", "split")
+        cut = {"sample_by": self.sample_by} if any(".txt" in file.format for file in self.files) else {}
+        broken = [path for path, groups in (self.row_groups or {}).items() if any(rows < 0 for rows, _ in groups)]
+        return {
+            **{name: getattr(self, name) for name in names},
+            **cut,
+            **({"unreadable_files": broken} if broken else {}),
+            "files": [[file.path, file.size] for file in self.files],
+        }
+
+    def units(self) -> Units:
+        """All units, in file order; listed once."""
+        return self._units
+
+    @cached_property
+    def _units(self) -> Units:
+        row_groups = self.row_groups if self.row_groups is not None else self.list_row_groups()
+        return Units.of(self.files, row_groups, self.sample_by)
+
+    def list_row_groups(self, skip_bad: bool = False) -> dict[str, list[list[int]]]:
+        """{path: [(rows, bytes of the wanted columns), ...]} of each parquet file, from their footers.
+
+        With `skip_bad` a file whose footer is broken is one unit, of which nothing is known yet: rows -1.
+        """
+        files = [file for file in self.files if file.format == ".parquet"]
+        with ThreadPoolExecutor(LISTING_THREADS) as pool:
+            listed = pool.map(partial(self._row_groups, skip_bad=skip_bad), files)
+            return dict(zip((file.path for file in files), listed, strict=True))
+
+    def _row_groups(self, file: DataFile, skip_bad: bool) -> list[list[int]]:
+        try:
+            metadata = self._metadata(file)
+        except BadData:
+            if not skip_bad:
+                raise
+            return [[-1, file.size]]
+        wanted = [
+            n for n in range(metadata.num_columns) if metadata.schema.column(n).path.split(".")[0] in self.columns
+        ]
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        return [
+            [group.num_rows, sum(group.column(n).total_uncompressed_size for n in wanted) or group.total_byte_size]
+            for group in groups
+        ]
+
+    def _metadata(self, file: DataFile) -> Any:
+        return readable(lambda: parquet_footer(file), file)
+
+    def read(self, unit: Unit) -> Batch:
+        """{column: values} of a unit, in row order. Threads that want the same unit read it once.
+
+        Raises `UserError` for a missing column and for a broken file or row, named.
+        """
+        with self._lock:
+            known = self._kept.get(unit)
+            if known is None:
+                future = self._kept[unit] = Future()
+            else:
+                self._kept.move_to_end(unit)
+        if known is not None:
+            return known.result()[1]
+        try:
+            rows = self._read_whole(unit)
+        except BaseException as error:
+            with self._lock:
+                self._kept.pop(unit, None)
+            future.set_exception(error)
+            raise
+        gzipped = self.files[unit.file].format.endswith(".gz")
+        future.set_result((unit.size * (GZIP_FACTOR if gzipped else 1), rows))
+        with self._lock:
+            read = [(key, value.result()[0]) for key, value in self._kept.items() if value.done()]
+            excess = sum(size for _, size in read) - KEPT_BYTES
+            for key, size in read[:-1]:
+                if excess > 0:
+                    del self._kept[key]
+                    excess -= size
+        return rows
+
+    def _read_whole(self, unit: Unit) -> Batch:
+        file = self.files[unit.file]
+
+        def decoded() -> Batch:
+            rows: Batch = {name: [] for name in self.columns}
+            for batch in self.batches(unit):
+                for name, values in batch.items():
+                    rows[name] += values
+            return rows
+
+        return readable(decoded, file, unit.part, self.cache_dir)
+
+    def batches(self, unit: Unit) -> Iterator[Batch]:
+        """The rows of a unit, a few hundred at a time, read once and without waiting for a hub that fails."""
+        file, what = self.files[unit.file], f"{self.name}: {self.files[unit.file].path}"
+        if file.format == ".parquet":
+            with open_file(file) as opened:
+                yield from parquet_batches(opened, parquet_footer(file), unit.part, self.columns, what)
+        elif is_sliced(file, self.sample_by):
+            with open_file(file) as opened:
+                data = read_slice(
+                    opened, unit.start, unit.stop, file.format == ".txt" and self.sample_by == "paragraph"
+                )
+            first = f"byte {unit.start}, line"
+            yield from file_batches(io.BytesIO(data), file.format, self.columns, self.sample_by, what, first)
+        else:
+            with Path(local_copy(file, self.cache_dir)).open("rb") as opened:
+                yield from file_batches(opened, file.format, self.columns, self.sample_by, what)
+
+
+def downloaded(file: DataFile, cache_dir: str | None = None) -> DataFile:
+    """The file in the hub's cache; a local file as it is."""
+    return replace(file, url=local_copy(file, cache_dir))
+
+
+def local_copy(file: DataFile, cache_dir: str | None = None, *, again: bool = False) -> str:
+    """Path of the file on this machine, fetched once from the hub: for formats that cannot be entered in the middle.
+
+    `again`: also where there is a copy already, which turned out to be damaged.
+    """
+    if not file.url.startswith("hf://"):
+        return file.url
+    filesystem, path = url_to_fs(file.url)
+    at = patiently(lambda: filesystem.resolve_path(path), file.path, file.hub_timeout)
+    return fetched(at.repo_id, at.path_in_repo, at.revision, cache_dir, file.path, file.hub_timeout, again)
+
+
+def is_sliced(file: DataFile, sample_by: str) -> bool:
+    """Whether the file can be entered in the middle (a text file that is one document cannot)."""
+    return file.format in SLICED and not (file.format == ".txt" and sample_by == "document")
+
+
+@lru_cache(maxsize=FOOTERS_KEPT)
+def parquet_footer(file: DataFile) -> Any:
+    """What a parquet file says of its columns and row groups."""
+    with open_file(file) as opened:
+        return pq.read_metadata(opened)
+
+
+def open_file(file: DataFile) -> Any:
+    """A binary file, local or on the hub, which is waited for."""
+    return HubFile(file.url, file.hub_timeout) if file.url.startswith("hf://") else Path(file.url).open("rb")
+
+
+def readable(call: Callable[[], Result], file: DataFile, part: int = 0, cache_dir: str | None = None) -> Result:
+    """`call()`, which decodes a part of the file; what it cannot decode is `BadData` that names the file.
+
+    Bytes from the hub are asked for once more before that, so that it is the data that is bad and not the moment.
+    Flipped bits that still decode are seen where the file has checksums: gzip streams, parquet pages written with
+    them, and whole files that were downloaded (see hub.py).
+    """
+    for tries_left in (file.url.startswith("hf://"), False):
+        try:
+            return call()
+        except (BadData, pa.ArrowException, zlib.error, UnicodeDecodeError, EOFError, OSError) as error:
+            if not _is_decoder_error(error):
+                raise
+            if not tries_left:
+                said = " ".join(str(error).split())[:200]
+                where = file.path + (f", part {part}" if part else "")
+                raise (
+                    error if isinstance(error, BadData) else BadData(f"{where}: broken {file.format} ({said})")
+                ) from None
+            if file.format not in (".parquet", *SLICED):
+                local_copy(file, cache_dir, again=True)
+    raise AssertionError("unreachable")
+
+
+def _is_decoder_error(error: BaseException) -> bool:
+    """Arrow's own `OSError`s have no number, and are of no class that says what the system or the hub could not do."""
+    if isinstance(error, OSError):
+        return isinstance(error, gzip.BadGzipFile) or (type(error) is OSError and error.errno is None)
+    return True

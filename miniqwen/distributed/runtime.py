@@ -1,0 +1,252 @@
+"""Where it runs: the process among the others, its device, precision, randomness and collectives.
+
+Promises: the same loop on one process, under DDP, FSDP2 and ZeRO-1/2/3; the loss of an update is the sum over all its
+target tokens divided by their number, over micro-batches *and* ranks (law 2); what is random in an update follows from
+the seed, the update and the rank, so that resuming needs no generator's state; an error of one rank stops them all.
+Costs: one all-reduce of a few integers per update, over gloo, so that nothing waits for the GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate.utils import set_seed
+from torch.distributed.tensor import DTensor
+from transformers.utils import logging as transformers_logging
+
+from miniqwen.config.training import TrainConfig, UserError
+from miniqwen.distributed.backends import DDP, asked_backend, make_accelerator
+from miniqwen.distributed.peers import Peers, differing
+from miniqwen.distributed.shards import Tensors, inner, is_engine, local_parameters, restore_masters, restore_optimizer
+from miniqwen.distributed.zero import check_engine
+
+Result = TypeVar("Result")
+
+START_UP = 1800.0  # seconds a collective may take until the first update is made: downloads, compilation
+
+
+class Runtime:
+    """One process of the run: its device, its place among the others, and how gradients come together."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        """Join the other processes; raises `UserError` for launches that would not run as they ask."""
+        self._timeout = config.collective_timeout
+        patience = timedelta(seconds=max(START_UP, self._timeout))
+        # every worker encodes in its own thread: threads of the tokenizer's own would wait for each other in each batch
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        self.backend = asked_backend(config)
+        self._accelerator, precision = make_accelerator(self.backend, config, patience), self.backend.precision
+        self._seed, self._compiles = config.seed, config.torch_compile
+        self.precision = {"no": "fp32"}.get(precision, precision)
+        self.device: torch.device = self._accelerator.device
+        self.rank: int = self._accelerator.process_index
+        self.world_size: int = self._accelerator.num_processes
+        self.is_main = self.rank == 0
+        # counts and flags stay on the CPU: reading them never waits for the GPU
+        self._counts = dist.new_group(backend="gloo", timeout=patience) if self.world_size > 1 else None
+        self.peers = Peers(self.rank, self.gather(platform.node())) if self.world_size > 1 else None
+        set_seed(config.seed)
+        transformers_logging.disable_progress_bar()  # of loading and saving weights: the run has a bar of its own
+
+    def describe(self, model: torch.nn.Module, parameters: int) -> str:
+        """What really runs, on one line; `parameters` of the prepared `model` are distinct ones."""
+        here = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", self.world_size)))
+        nodes = max(self.world_size // here, 1)
+        over = (
+            f" over {self.world_size} process{'es' if self.world_size > 1 else ''} on {nodes} node{'s' * (nodes > 1)}"
+        )
+        place = f"{self.backend.name}{over if self.backend.name != 'one process' else ''}"
+        held = f"{local_parameters(model):,} of {parameters:,} parameters on each rank"
+        return f"{place}, {self.device.type}, {self.precision}; {held}"
+
+    def prepare(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[torch.nn.Module, Any]:
+        """Move the model to the device and wrap both for the backend."""
+        prepared, prepared_optimizer = self._accelerator.prepare(model, optimizer)
+        if self.backend.zero is not None:
+            check_engine(prepared, self.backend.zero)
+        if self.backend.kind == DDP and not self._compiles:
+            self._settle(prepared)
+        return prepared, prepared_optimizer
+
+    def _settle(self, model: torch.nn.Module) -> None:
+        """Let DDP put the gradients into the order in which they come, which it does behind the first backward.
+
+        What several processes sum depends on that order in its last bits: a resumed run would make its first update in
+        another one than the run that was not interrupted. A compiled model would be compiled for these two tokens.
+        """
+        tokens = torch.zeros((1, 2), dtype=torch.int64, device=self.device)
+        model(input_ids=tokens, targets=tokens).backward()
+        model.zero_grad()
+
+    def restore(
+        self, model: torch.nn.Module, optimizer: Any, weights: Tensors, state: Tensors | None,
+        loss_scale: Mapping[str, float] | None,
+    ) -> None:  # fmt: skip
+        """Give prepared `model` and `optimizer` what a checkpoint holds (see shards.py); no `state` in a new run."""
+        if state is not None:
+            restore_optimizer(model, optimizer, weights, state)
+            scaler = self._scaler(model)
+            if scaler is not None and loss_scale is not None:
+                set_scale(scaler, loss_scale)
+        elif self.backend.zero is not None and self.precision != "fp32":
+            restore_masters(model, weights)
+
+    def loss_scale(self, model: torch.nn.Module) -> dict[str, float] | None:
+        """fp16's dynamic loss scale, and for how many updates it has held; None in other precisions."""
+        scaler = self._scaler(model)
+        return None if scaler is None else scale_of(scaler)
+
+    def _scaler(self, model: torch.nn.Module) -> Any:
+        if self.precision != "fp16":
+            return None
+        return model.optimizer.loss_scaler if is_engine(model) else self._accelerator.scaler  # type: ignore[union-attr]
+
+    def unwrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The model under the backend's wrapper."""
+        return inner(model)
+
+    def evaluable(self, model: torch.nn.Module) -> torch.nn.Module:
+        """What to call without gradients: sharded models only gather their parameters through their wrapper."""
+        return model if is_engine(model) else inner(model)
+
+    def seed_update(self, step: int) -> None:
+        """Make what is random in update `step` (a model's dropout) depend on it, and not on what came before."""
+        torch.manual_seed((self._seed * 1_000_003 + step) * 65_537 + self.rank)
+
+    @contextlib.contextmanager
+    def accumulating(self, model: torch.nn.Module, sync: bool) -> Iterator[None]:
+        """Around each micro-batch: gradients travel between ranks only at the last one (`sync`)."""
+        self._accelerator.sync_gradients = sync
+        with contextlib.nullcontext() if sync else self._accelerator.no_sync(model):
+            yield
+
+    def backward(self, loss_sum: torch.Tensor, num_targets: int) -> None:
+        """Gradients of `loss_sum / num_targets`, with the targets counted over the whole update and all ranks.
+
+        Backends average gradients over ranks, so the sum needs the world size as a factor: here and nowhere else.
+        A loss that is not finite makes the gradients so too, on every rank: their norm then tells of both.
+        """
+        poison = torch.where(loss_sum.detach().isfinite(), 1.0, torch.nan)
+        self._accelerator.backward(loss_sum * (poison * (self.world_size / max(num_targets, 1))))
+
+    def step(self, model: torch.nn.Module, optimizer: Any, max_grad_norm: float) -> float:
+        """Clip, update and clear; returns the gradient norm before clipping.
+
+        Where that is not finite, which all ranks find alike, nothing is updated. Reading the norm is the one place
+        where the host waits for the device in an update.
+        """
+        limit = max_grad_norm if max_grad_norm > 0 else float("inf")
+        measured = torch.as_tensor(self._accelerator.clip_grad_norm_(model.parameters(), limit))
+        norm = float(measured.full_tensor() if isinstance(measured, DTensor) else measured)
+        # fp16's loss scaler and DeepSpeed skip by themselves, and learn from it
+        if math.isfinite(norm) or self.precision == "fp16":
+            optimizer.step()
+        optimizer.zero_grad()
+        return norm
+
+    def sum(self, *values: int) -> tuple[int, ...]:
+        """Each integer summed over the ranks."""
+        if self._counts is None:
+            return values
+        counts = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(counts, group=self._counts)
+        return tuple(counts.tolist())
+
+    def sum_tensor(self, value: torch.Tensor) -> torch.Tensor:
+        """A device tensor summed over the ranks, in float64."""
+        total = value.detach().to("cpu" if self._counts else value.device, torch.float64, copy=True)
+        if self._counts is not None:
+            dist.all_reduce(total, group=self._counts)
+        return total
+
+    def gather(self, value: Any) -> list[Any]:
+        """JSON-able `value` of every rank, in rank order, on every rank."""
+        if self._counts is None:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self._counts)
+        return values
+
+    def agree(self, facts: Mapping[str, Any]) -> None:
+        """Raises `UserError` on every rank, naming what differs, when the ranks do not all bring the same facts."""
+        problems = differing(self.gather(dict(facts)), self.peers.hosts if self.peers else [])
+        if problems:
+            raise UserError(*problems)
+
+    def lower_timeouts(self) -> None:
+        """From the first update on a rank that does not come to a collective is missed sooner."""
+        for group in list(dist.distributed_c10d._world.pg_map) if self.peers else ():
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=self._timeout), group)
+
+    @contextlib.contextmanager
+    def together(self, parts: Iterable[Any] = ()) -> Iterator[None]:
+        """Around what one rank may fail at: its error is raised on all of them.
+
+        `parts` is a generator that every rank has to go through: what is left of it is used up first.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        for _ in parts:
+            pass
+        told = self.gather([f"{type(error).__name__}: {error}", getattr(error, "exit_status", None)] if error else None)
+        if error:
+            raise error
+        failed = next(((rank, *found) for rank, found in enumerate(told) if found), None)
+        if failed:
+            rank, text, exit_status = failed
+            if exit_status is None:
+                raise OSError(f"rank {rank}: {text}")
+            problem = UserError(f"rank {rank}: {text}")
+            problem.exit_status = exit_status  # 75 where it is the hub that stayed away: every rank leaves with it
+            raise problem
+
+    def on_main(self, call: Callable[[], Result]) -> Result:
+        """What `call` gives on rank 0 (JSON-able), on every rank; its error too."""
+        result = None
+        with self.together():
+            if self.is_main:
+                result = call()
+        found: Result = self.gather(result)[0]
+        return found
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        self._accelerator.wait_for_everyone()
+
+    def print(self, *words: object) -> None:
+        """On rank 0 only."""
+        if self.is_main:
+            print(*words, flush=True)
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            self.wait()
+            dist.destroy_process_group()
+
+
+def scale_of(scaler: Any) -> dict[str, float]:
+    """The scale of torch's or DeepSpeed's loss scaler, and the updates since it last changed or overflowed."""
+    if hasattr(scaler, "cur_scale"):
+        return {"scale": scaler.cur_scale, "updates": scaler.cur_iter - scaler.last_overflow_iter - 1}
+    return {"scale": scaler.get_scale(), "updates": scaler._get_growth_tracker()}
+
+
+def set_scale(scaler: Any, stored: Mapping[str, float]) -> None:
+    """Give a scaler what `scale_of` took."""
+    if hasattr(scaler, "cur_scale"):
+        scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter = stored["scale"], int(stored["updates"]), -1
+    else:
+        values = {"scale": stored["scale"], "_growth_tracker": int(stored["updates"])}
+        scaler.load_state_dict({**scaler.state_dict(), **values})

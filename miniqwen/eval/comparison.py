@@ -1,0 +1,138 @@
+"""Which of two evaluations of the same questions is better, and what changed: two files of results → one answer.
+
+Promises: paired, so that it sees far smaller differences than two intervals do; exact where there is a formula
+(McNemar), seeded where there is chance (bootstrap); files that did not ask the same questions are refused.
+Costs: nothing worth mentioning; scipy is imported here only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from miniqwen.config.training import UserError
+
+RESAMPLES = 10_000
+SHOWN = 20  # questions that are listed of each kind
+
+
+def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
+    """How the second file's answers differ from the first's.
+
+    `p_value`: McNemar's exact test (1947, Psychometrika 12:153), the chance of so uneven a split of the questions that
+    only one of the two answers, were both equally good. `difference` of the accuracies (second less first) with a 95 %
+    interval from a paired bootstrap (percentiles over questions drawn with replacement; Efron 1979). `gained` and
+    `lost`: the questions that only the second, or only the first, answers. Raises `UserError` for files that are no
+    results, have no right answers, or are of other questions.
+    """
+    results = [_read(file) for file in (first, second)]
+    samples = [_by_id(one, file) for one, file in zip(results, (first, second), strict=True)]
+    ids = _same_questions(samples, (first, second))
+    correct = np.array([[bool(own[name]["correct"]) for name in ids] for own in samples])
+    only_first, only_second = correct[0] & ~correct[1], correct[1] & ~correct[0]
+    return {
+        "files": [str(first), str(second)],
+        "dataset": results[0]["dataset"],
+        "num_examples": len(ids),
+        "accuracies": correct.mean(axis=1).tolist(),
+        "difference": float(correct[1].mean() - correct[0].mean()),
+        "confidence_interval": _bootstrap(correct[1].astype(float) - correct[0]),
+        "both": int((correct[0] & correct[1]).sum()),
+        "only_first": int(only_first.sum()),
+        "only_second": int(only_second.sum()),
+        "neither": int((~correct[0] & ~correct[1]).sum()),
+        "p_value": _mcnemar(int(only_first.sum()), int(only_second.sum())),
+        "gained": [_change(ids[i], samples) for i in np.flatnonzero(only_second)],
+        "lost": [_change(ids[i], samples) for i in np.flatnonzero(only_first)],
+    }
+
+
+def told(found: Mapping[str, Any]) -> str:
+    """A comparison in words."""
+    low, high = found["confidence_interval"]
+    names = [f"{letter}: {file}" for letter, file in zip("AB", found["files"], strict=True)]
+    lines = [
+        *(f"{name}  {accuracy:.1%}" for name, accuracy in zip(names, found["accuracies"], strict=True)),
+        f"{found['num_examples']} questions of {found['dataset']}: both right {found['both']}, only A "
+        f"{found['only_first']}, only B {found['only_second']}, neither {found['neither']}",
+        f"B - A: {found['difference']:+.1%} (95 % interval {low:+.1%} to {high:+.1%}); McNemar's exact test "
+        f"p = {found['p_value']:.4g}",
+    ]
+    for kind, heading in (("gained", "right in B only"), ("lost", "right in A only")):
+        lines += [f"{heading}:"] * bool(found[kind])
+        lines += [
+            f"  {one['id']}: {_short(one['question'])}  A {_short(one['predictions'][0])}, B "
+            f"{_short(one['predictions'][1])}, right {_short(one['answer'])}"
+            for one in found[kind][:SHOWN]
+        ]
+        more = len(found[kind]) - SHOWN
+        lines += [f"  and {more} more"] * (more > 0)
+    return "\n".join(lines)
+
+
+def _short(text: str | None) -> str:
+    words = " ".join(str(text).split())
+    return repr(words if len(words) <= 80 else words[:79] + "…")
+
+
+def _read(file: str | Path) -> dict[str, Any]:
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--compare {file}: cannot be read as JSON ({error})") from None
+    samples = found.get("samples") if isinstance(found, dict) else None
+    if not samples or not all({"id", "question", "correct"} <= set(one) for one in samples):
+        raise UserError(f"--compare {file}: is no file of results with samples, as eval_loop.py writes for a data set")
+    if any(one["correct"] is None for one in samples):
+        raise UserError(f"--compare {file}: the questions have no right answers to compare by")
+    return dict(found)
+
+
+def _by_id(found: Mapping[str, Any], file: str | Path) -> dict[str, Mapping[str, Any]]:
+    own = {one["id"]: one for one in found["samples"]}
+    if len(own) != len(found["samples"]):
+        raise UserError(f"--compare {file}: several questions have the same id")
+    return own
+
+
+def _same_questions(samples: Sequence[Mapping[str, Any]], files: Sequence[str | Path]) -> list[str]:
+    """The ids, in the first file's order."""
+    first, second = samples
+    missing = [name for name in (first.keys() | second.keys()) if name not in first or name not in second]
+    other = [
+        name
+        for name in first
+        if name in second
+        and (first[name]["question"], first[name]["answer"]) != (second[name]["question"], second[name]["answer"])
+    ]
+    if missing or other:
+        raise UserError(
+            f"--compare {files[0]} {files[1]}: not the same questions ({len(missing)} are in one file only, "
+            f"{len(other)} differ under the same id, such as {sorted(missing + other)[0]}): evaluate both with the "
+            "same data set, split and --max_eval_samples"
+        )
+    return list(first)
+
+
+def _change(name: str, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    first, second = (own[name] for own in samples)
+    predictions = [first["prediction"], second["prediction"]]
+    return {"id": name, "question": first["question"], "answer": first["answer"], "predictions": predictions}
+
+
+def _mcnemar(only_first: int, only_second: int) -> float:
+    from scipy.stats import binomtest
+
+    discordant = only_first + only_second
+    return float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
+
+
+def _bootstrap(differences: np.ndarray) -> list[float]:
+    """95 % interval of the mean of `differences` [questions], which are -1, 0 or 1: only their counts are drawn."""
+    counts = [(differences == value).mean() for value in (-1, 0, 1)]
+    drawn = np.random.default_rng(0).multinomial(len(differences), counts, size=RESAMPLES)
+    return np.percentile((drawn[:, 2] - drawn[:, 0]) / len(differences), [2.5, 97.5]).tolist()

@@ -1,0 +1,144 @@
+"""What an evaluation leaves: `<data set>.json`, and until that is whole what has been scored so far.
+
+Promises: a file of results is whole or absent; an evaluation that was killed goes on where it was, on any number of
+processes; results of another evaluation (other model, prompts, precision or way of answering) are never mixed in nor
+overwritten unasked. Costs: a line of JSON a question while it runs, flushed batch by batch, one file a process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from miniqwen.checkpoints.checkpoint import write_json, write_text
+from miniqwen.config.training import UserError
+
+ENDINGS = (".gz", ".jsonl", ".json", ".parquet", ".csv")
+
+
+def file_stem(name: str) -> str:
+    """`sciq` for sciq, and for data of your own the last part of its name without endings."""
+    stem = Path(name).name
+    for ending in ENDINGS:
+        stem = stem.removesuffix(ending)
+    return stem or "dataset"
+
+
+def model_fingerprint(folder: str | Path) -> str:
+    """A hash of a model's configuration and weights."""
+    total = hashlib.sha256()
+    for file in sorted(Path(folder).glob("*")):
+        if file.name == "config.json" or file.suffix == ".safetensors":
+            with file.open("rb") as opened:
+                total.update(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+class ResultFile:
+    """The results of one data set in `folder`; `identity` is a hash of all that decides them."""
+
+    def __init__(self, folder: Path, stem: str, identity: str, rank: int) -> None:
+        self.path = folder / f"{stem}.json"
+        self._identity, self._stem = identity, stem
+        self._own = folder / f".{stem}.partial-{rank}.jsonl"
+        self._lines: Any = None
+
+    def begin(self, overwrite: bool) -> tuple[dict[int, Any], dict[str, Any] | None]:
+        """(what is known of each question by its index, the finished results), on the process that writes.
+
+        Raises `UserError` for results of another evaluation, which `overwrite` deletes.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        other = self._other()
+        if other and overwrite:
+            for file in (self.path, *self._partial(), *self._predictions()):
+                file.unlink(missing_ok=True)
+        elif other:
+            raise UserError(
+                f"{other} holds the results of another evaluation (another model, other questions, prompts or flags): "
+                "choose another --output_dir, or --overwrite_output_dir to replace them"
+            )
+        known: dict[int, Any] = {}
+        for file in self._partial():
+            for line in _whole_lines(file)[1:]:
+                known[line["index"]] = line["found"]
+        if known:  # in one file: other processes may have other numbers now
+            kept = self.path.parent / f".{self._stem}.partial-kept.jsonl"
+            lines = [{"identity": self._identity}] + [{"index": i, "found": known[i]} for i in sorted(known)]
+            write_text(kept, "".join(json.dumps(line) + "\n" for line in lines))
+            for file in self._partial():
+                if file != kept:
+                    file.unlink()
+        return known, json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else None
+
+    def add(self, found: Mapping[int, Any]) -> None:
+        """Keep what a batch of this process gave."""
+        with _disk_errors(self._own):
+            if self._lines is None:
+                self._own.parent.mkdir(parents=True, exist_ok=True)
+                self._lines = self._own.open("w", encoding="utf-8")
+                self._lines.write(json.dumps({"identity": self._identity}) + "\n")
+            for index, value in found.items():
+                self._lines.write(json.dumps({"index": index, "found": value}) + "\n")
+            self._lines.flush()
+
+    def finish(self, described: Mapping[str, Any]) -> None:
+        """Write the results on the process that writes, in whose folder nothing unfinished is left."""
+        with _disk_errors(self.path):
+            write_json(self.path, {**described, "identity": self._identity})
+        self.close()
+        for file in self._partial():
+            file.unlink()
+
+    def close(self) -> None:
+        """Close this process's own file, and remove it: all it holds is known to the one that writes."""
+        if self._lines is not None:
+            self._lines.close()
+            self._own.unlink(missing_ok=True)
+            self._lines = None
+
+    def _partial(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f".{glob.escape(self._stem)}.partial-*.jsonl"))
+
+    def _predictions(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f"{glob.escape(self._stem)}_predictions.*"))
+
+    def _other(self) -> Path | None:
+        """A file there that is not of this evaluation."""
+        for file in (self.path, *self._partial()):
+            if file.exists() and self._identity_of(file) != self._identity:
+                return file
+        return None
+
+    def _identity_of(self, file: Path) -> str | None:
+        try:
+            if file != self.path:
+                lines = _whole_lines(file)
+                return lines[0].get("identity") if lines else self._identity  # killed before the first line
+            found: str | None = json.loads(file.read_text(encoding="utf-8")).get("identity")
+        except (OSError, ValueError, AttributeError):
+            return None
+        return found
+
+
+@contextlib.contextmanager
+def _disk_errors(file: Path) -> Iterator[None]:
+    """A full disk, or a folder that cannot be written, is told with the file's name."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{file}: cannot be written ({error.strerror}); what was scored until then is kept, and the same command "
+            "goes on from there"
+        ) from None
+
+
+def _whole_lines(file: Path) -> list[dict[str, Any]]:
+    """The lines of a file whose last one a killed process may have torn."""
+    text = file.read_bytes()
+    return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]

@@ -1,0 +1,272 @@
+"""What is trained: Qwen3-compatible models of several sizes, their import and their export.
+
+Promises: with targets, `forward` returns the summed loss (so that every backend wraps it); without, it is the library's
+own Qwen3 (`generate`, KV cache). A saved folder is a stock `Qwen3ForCausalLM` folder (an imported Qwen2 stays
+`Qwen2ForCausalLM`): safetensors and JSON, no code of ours. Costs: what the library's model costs.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from transformers import GenerationConfig, PreTrainedModel, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from miniqwen.config.training import UserError
+from miniqwen.model.attention import ATTENTION, Documents, SharedPrefixes, lay_out
+from miniqwen.model.loss import Scored, computes_in, cross_entropy_sum, log_probabilities
+
+
+class MiniQwenConfig(Qwen3Config):
+    """The library's Qwen3 configuration: MiniQwen models are Qwen3 models."""
+
+
+class TargetLoss:
+    """A causal language model whose forward pass, given targets, returns their summed cross-entropy."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)  # type: ignore[call-arg]
+        self.set_attn_implementation(ATTENTION)  # type: ignore[attr-defined]
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: torch.Tensor | None = None,
+        *,
+        targets: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+        drop_ignored: bool = False,
+        shared: SharedPrefixes | None = None,
+        scored: Scored | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> Any:
+        """The sum of cross-entropies over `targets` [batch, length] that are not -100, as an fp32 scalar.
+
+        `targets[b, t]` is the token after `input_ids[b, t]`. `cu_seqlens` [documents + 1] int32 are the cumulative
+        lengths of the documents in the rows laid end to end: a token sees earlier tokens of its own document only
+        (None: all earlier tokens of the row). `drop_ignored`: see `cross_entropy_sum`.
+        With `scored` these log-probabilities [n] are returned instead, of one row [1, length] of texts laid out as
+        `shared` says: the output matrix is used here, in the outermost forward pass, because sharded models are whole
+        nowhere else.
+        Without both this is the library's forward pass; `generate` reads its arguments' names off this signature.
+        Raises `ValueError` for arguments that have no meaning with `targets`.
+        """
+        if shared is not None and scored is not None:
+            hidden = self._hidden(input_ids, position_ids, shared)
+            return log_probabilities(hidden, self.lm_head.weight, scored)  # type: ignore[attr-defined]
+        if targets is None:
+            if cu_seqlens is not None:
+                raise ValueError("cu_seqlens have a meaning only with targets")
+            return super().forward(  # type: ignore[misc]
+                input_ids, attention_mask, position_ids, logits_to_keep=logits_to_keep, **kwargs
+            )
+        unused = [name for name, value in {"attention_mask": attention_mask, **kwargs}.items() if value is not None]
+        if unused:
+            raise ValueError(
+                f"with targets, {', '.join(unused)} would be ignored: give input_ids, position_ids, cu_seqlens"
+            )
+        rows, length = targets.shape
+        precision = computes_in(next(self.parameters()))  # type: ignore[attr-defined]
+        documents = None if cu_seqlens is None else lay_out(cu_seqlens, rows, length, precision)
+        hidden = self._hidden(input_ids, position_ids, documents)
+        # not before: sharded models gather it on the way
+        return cross_entropy_sum(hidden, self.lm_head.weight, targets, drop_ignored=drop_ignored)  # type: ignore[attr-defined]
+
+    def _hidden(self, input_ids: Any, position_ids: Any, documents: Documents | None) -> torch.Tensor:
+        """The last hidden states [batch, length, width]."""
+        # in this form the library builds no mask of its own and hands ours to the layers as it is
+        output = self.model(  # type: ignore[attr-defined]
+            input_ids=input_ids, position_ids=position_ids, attention_mask={"full_attention": documents},
+            use_cache=False,
+        )  # fmt: skip
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden
+
+
+class MiniQwenForCausalLM(TargetLoss, Qwen3ForCausalLM):
+    """Qwen3 with a loss."""
+
+    config_class = MiniQwenConfig
+
+
+class MiniQwen2ForCausalLM(TargetLoss, Qwen2ForCausalLM):
+    """An imported Qwen2 or Qwen2.5: it has no query and key norms, and so cannot become a Qwen3."""
+
+
+MODELS: dict[str, type[MiniQwenForCausalLM] | type[MiniQwen2ForCausalLM]] = {
+    "qwen3": MiniQwenForCausalLM,
+    "qwen2": MiniQwen2ForCausalLM,
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """The shape of a model, and the vocabulary it has unless told otherwise."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int
+
+    def config(self, vocab_size: int, end: int | None = None) -> MiniQwenConfig:
+        """The configuration with `vocab_size` entries, of which `end` ends a text.
+
+        It names no padding token, as Qwen's own do not: torch never trains the embedding of one, and padding is the end
+        token here, which stands in every block.
+        """
+        shape = {**vars(self), "vocab_size": vocab_size}
+        return MiniQwenConfig(**shape, tie_word_embeddings=True, rope_parameters=ROPE, eos_token_id=end)
+
+
+ROPE = {"rope_type": "default", "rope_theta": 1_000_000.0}  # Qwen3's
+SIZES = {
+    "tiny": Size(128, 4, 4, 2, 32, 384, 8_192, 1_024),
+    "small": Size(384, 8, 6, 2, 64, 1_152, 16_384, 2_048),
+    "medium": Size(640, 16, 10, 5, 64, 1_920, 32_768, 4_096),
+    "base": Size(768, 24, 12, 4, 64, 2_304, 65_536, 8_192),
+    "large": Size(1_024, 28, 16, 8, 128, 3_072, 151_936, 40_960),  # Qwen3-0.6B
+}
+
+
+def new_model(config: MiniQwenConfig, seed: int) -> MiniQwenForCausalLM:
+    """A model with random weights (normal, 0.02) that depend on `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MiniQwenForCausalLM(config)
+    end = config.eos_token_id
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end)  # ended texts of a batch are padded
+    return model
+
+
+def compile_layers(model: PreTrainedModel, **options: Any) -> None:
+    """Have each layer compiled when it is first used, with `torch.compile`'s options; parameters keep their names.
+
+    Layers that are recomputed in the backward pass are compiled in two parts, attention and MLP: the compiler takes a
+    recomputed region whole or not at all, and grouped document attention in it is not for compiling.
+    """
+    for layer in model.model.layers:
+        for part in (layer.self_attn, layer.mlp) if model.is_gradient_checkpointing else (layer,):
+            part.compile(**options)
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Distinct parameters: tied ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def size_parameters(size: Size, vocab_size: int) -> int:
+    """The parameters of a size with some vocabulary, without making its weights."""
+    with torch.device("meta"):
+        return count_parameters(MiniQwenForCausalLM(size.config(vocab_size)))
+
+
+def check_config(described: Any, where: str) -> None:
+    """Raises `UserError` with every reason why config.json (parsed) describes no model that can be trained here."""
+    if not isinstance(described, dict):
+        raise UserError(f"{where}: config.json is not a JSON object")
+    problems, kind = [], described.get("model_type")
+    if kind not in MODELS:
+        problems.append(f"{where}: model_type is {kind!r}; MiniQwen takes {' and '.join(MODELS)} (Qwen2.5 is a qwen2)")
+    if described.get("auto_map"):
+        problems.append(
+            f"{where}: the model brings code of its own (auto_map), which is never run; use a plain checkpoint"
+        )
+    if described.get("quantization_config"):
+        problems.append(f"{where}: the weights are quantised and cannot be trained; use the original checkpoint")
+    if described.get("use_sliding_window"):
+        problems.append(f"{where}: use_sliding_window is on; only full attention is trained")
+    if problems:
+        raise UserError(*problems)
+
+
+def check_weights(names: Iterable[str], where: str) -> None:
+    """Raises `UserError` unless there are safetensors weights among the files `names`."""
+    found = sorted(names)
+    if any(fnmatch(name, "model*.safetensors") for name in found):
+        return
+    pickled = [name for name in found if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    if pickled:
+        raise UserError(
+            f"{where}: has its weights as a pickle only ({pickled[0]}), which can run code when read; convert it to "
+            "model.safetensors where you trust it, or use another checkpoint"
+        )
+    raise UserError(f"{where}: no weights (model.safetensors) there; is the download complete?")
+
+
+def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> MiniQwenForCausalLM | MiniQwen2ForCausalLM:
+    """The model in a folder, with attention within documents, its weights in `dtype`.
+
+    Raises `UserError` for other architectures, for code and pickles in the folder, for missing or broken weights.
+    """
+    path = Path(folder)
+    try:
+        described = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no readable config.json ({error})") from None
+    check_config(described, str(path))
+    kind = MODELS[described["model_type"]]
+    model = read_model(kind, path, "the weights cannot be loaded", dtype=dtype, attn_implementation=ATTENTION)
+    # nothing is padded in training, and where padding is the end token, torch would never train its embedding
+    model.get_input_embeddings().padding_idx = None
+    return model
+
+
+def read_model(kind: Any, path: Path, failure: str, **options: Any) -> Any:
+    """What the library makes of a folder as a `kind` of model: of safetensors, all of them there, without any code.
+
+    Raises `UserError`, with `failure` for what the library refuses.
+    """
+    check_weights((file.name for file in path.iterdir()), str(path))
+    try:
+        model, report = kind.from_pretrained(
+            path, trust_remote_code=False, use_safetensors=True, local_files_only=True, output_loading_info=True,
+            **options,
+        )  # fmt: skip
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path}: {failure} ({' '.join(str(error).split())[:300]})") from None
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"{path}: the weights lack {', '.join(missing[:3])} ({len(missing)} tensors in all)")
+    return model
+
+
+def save_model(model: PreTrainedModel, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write the model's folder in `dtype`, as the library's own class; the model itself is left as it is."""
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    state = {
+        name: value.detach().to("cpu", dtype).contiguous()
+        for name, value in model.state_dict().items()
+        if name not in tied
+    }
+    save_file(state, path / "model.safetensors", metadata={"format": "pt"})
+    describe_model(model, path, dtype)
+    # safetensors makes its files readable for their owner only; the others follow the umask
+    (path / "model.safetensors").chmod((path / "config.json").stat().st_mode)
+
+
+def describe_model(model: PreTrainedModel, path: Path, dtype: torch.dtype) -> None:
+    """Write config.json and generation_config.json of `model` with weights in `dtype`, as the library's own class."""
+    described = copy.deepcopy(model.config)
+    described.architectures = [kind.__name__ for kind in type(model).__mro__ if _is_stock(kind)][:1]
+    described.dtype = dtype
+    described.save_pretrained(path)
+    model.generation_config.save_pretrained(path)
+
+
+def _is_stock(kind: type) -> bool:
+    return kind.__module__.startswith("transformers.")

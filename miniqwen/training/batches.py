@@ -1,0 +1,359 @@
+"""How blocks and examples become updates: the plan, micro-batches, prefetching.
+
+Promises: an update is the same set of blocks (or examples) however it is cut into ranks and micro-batches; every rank
+gets the same number of micro-batches; the update carries the data cursor that stands behind it. Documents that share a
+row can be kept apart; fine-tuning examples, laid end to end without padding or packed into blocks, always are.
+Costs: background threads (`--preprocessing_num_workers`) that work ahead by a few updates.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from miniqwen.config.training import UserError
+from miniqwen.data.documents import permutation
+from miniqwen.data.packing import Block, Cursor, best_fit, deal
+from miniqwen.model.attention import cumulative_lengths
+from miniqwen.questions.templates import Example
+
+ENDING_SECONDS = 10.0  # for a background thread to finish the item it is at; one that waits for the hub is left
+IGNORED = -100  # target of positions that are not trained on, as everywhere in the field
+UPDATES_AHEAD = 8  # that each lane makes at once where several threads share the lanes
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What the model sees at once.
+
+    `input_ids`, `targets` [batch, length]: targets are shifted already (`targets[b, t]` follows `input_ids[b, t]`), and
+    `IGNORED` where there is none. Where documents are kept apart, `position_ids` [batch, length] count within each, and
+    `cu_seqlens` are their cumulative lengths over the rows laid end to end (see `attention.cumulative_lengths`).
+    `drop_ignored`: most positions have no target, so that it pays to leave them out of the loss.
+    """
+
+    input_ids: torch.Tensor
+    targets: torch.Tensor
+    position_ids: torch.Tensor | None = None
+    cu_seqlens: torch.Tensor | None = None
+    drop_ignored: bool = False
+
+    def __post_init__(self) -> None:
+        for other in (self.targets, self.position_ids):
+            if other is not None and other.shape != self.input_ids.shape:
+                raise ValueError(f"shapes differ: {tuple(other.shape)} and {tuple(self.input_ids.shape)}")
+
+    @property
+    def num_targets(self) -> int:
+        return int((self.targets != IGNORED).sum())
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """A copy on `device`."""
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Update:
+    """One rank's share of an update: its micro-batches, their token counts, and the cursor behind them."""
+
+    micro_batches: tuple[MicroBatch, ...]
+    num_targets: int
+    num_tokens: int
+    cursor: Mapping[str, Any]  # JSON-able: this rank's lanes, or the place in the epoch
+    epoch: int
+
+    @classmethod
+    def of(cls, micro_batches: Sequence[MicroBatch], cursor: Mapping[str, Any], epoch: int) -> Update:
+        targets = sum(batch.num_targets for batch in micro_batches)
+        tokens = sum(batch.input_ids.numel() for batch in micro_batches)
+        return cls(tuple(micro_batches), targets, tokens, cursor, epoch)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an update is shared out: `micro_batch` rows at once, `accumulation` times, on `world_size` ranks."""
+
+    micro_batch: int
+    accumulation: int
+    rank: int
+    world_size: int
+
+    @property
+    def rows_per_update(self) -> int:
+        return self.micro_batch * self.accumulation * self.world_size
+
+    def lanes_of_rank(self, lanes: int) -> range:
+        """The lanes this rank reads; raises `UserError` when they cannot be shared out evenly."""
+        if lanes % self.world_size or self.rows_per_update % lanes:
+            raise UserError(
+                f"{lanes} data lanes (--data_lanes) do not fit an update of {self.rows_per_update} blocks on "
+                f"{self.world_size} processes: the lanes must be a multiple of the processes and divide the blocks"
+            )
+        each = lanes // self.world_size
+        return range(self.rank * each, (self.rank + 1) * each)
+
+
+def block_batch(blocks: Sequence[np.ndarray], length: int, end: int | None = None) -> MicroBatch:
+    """Blocks as rows [blocks, length]; a shorter one is filled with tokens that are neither trained on nor counted.
+
+    No blocks make one such row: a rank that has none left still takes part.
+    With `end`, the token that every document ends with and none contains, the documents of a block are kept apart: no
+    target crosses a boundary, and positions restart. A document that goes on from the block before is the first of this
+    one, and its positions restart too: rotary attention within a document knows distances only.
+    """
+    tokens = np.zeros((max(len(blocks), 1), length), dtype=np.int64)
+    targets = np.full(tokens.shape, IGNORED, dtype=np.int64)
+    for row, block in enumerate(blocks):
+        tokens[row, : len(block)] = block
+        targets[row, : len(block) - 1] = block[1:]
+    if end is None:
+        return MicroBatch(torch.from_numpy(tokens), torch.from_numpy(targets))
+    lengths = np.array([len(block) for block in blocks] or [0])
+    is_last = (tokens == end) & (np.arange(length) < lengths[:, None])
+    targets[is_last] = IGNORED
+    begins = np.ones_like(is_last)
+    begins[:, 1:] = is_last[:, :-1]
+    return _apart(tokens, targets, np.flatnonzero(begins), drop_ignored=False)
+
+
+def _apart(tokens: np.ndarray, targets: np.ndarray, starts: np.ndarray, drop_ignored: bool) -> MicroBatch:
+    """Rows [rows, length] whose documents begin at `starts`, counted over the rows laid end to end."""
+    lengths = np.diff(starts, append=tokens.size)
+    positions = (np.arange(tokens.size) - np.repeat(starts, lengths)).reshape(tokens.shape)
+    input_ids, shifted, position_ids = (torch.from_numpy(array) for array in (tokens, targets, positions))
+    return MicroBatch(input_ids, shifted, position_ids, cumulative_lengths(starts, tokens.size), drop_ignored)
+
+
+def example_batch(examples: Sequence[Example]) -> MicroBatch:
+    """Examples end to end in one row [1, total], kept apart; no examples make a row without targets."""
+    return packed_batch([examples], max(1, sum(len(example.input_ids) for example in examples)))
+
+
+def packed_batch(rows: Sequence[Sequence[Example]], length: int) -> MicroBatch:
+    """Each row's examples end to end in `length` tokens, kept apart; the rest of a row is filled and not trained on.
+
+    Raises `ValueError` when a row's examples are longer than `length`.
+    """
+    tokens = np.zeros((len(rows), length), dtype=np.int64)
+    targets = np.full((len(rows), length), IGNORED, dtype=np.int64)
+    starts = []
+    for row, examples in enumerate(rows):
+        begin = 0
+        for example in examples:
+            ids = np.asarray(example.input_ids, dtype=np.int64)
+            after = begin + len(ids)
+            if after > length:
+                raise ValueError(f"examples of more than {length} tokens in a row of {length}")
+            tokens[row, begin:after] = ids
+            first = max(example.prompt_length, 1)  # position t predicts t + 1: the last prompt token is trained
+            targets[row, begin + first - 1 : after - 1] = ids[first:]
+            starts.append(row * length + begin)
+            begin = after
+        if begin < length:  # the filling is a document of its own
+            starts.append(row * length + begin)
+    return _apart(tokens, targets, np.array(starts), drop_ignored=True)
+
+
+def text_updates(
+    lanes: Mapping[int, Iterator[Block]], plan: Plan, num_lanes: int, workers: int = 1, end: int | None = None
+) -> Iterator[Update]:
+    """Endless updates of this rank: the same number of blocks from each of its lanes, in lane order.
+
+    `workers`: see `_rounds`. `end` keeps documents apart: see `block_batch`.
+    """
+    rounds = plan.rows_per_update // num_lanes
+    order = sorted(lanes)
+    for made in _rounds([lanes[lane] for lane in order], rounds, workers):
+        blocks = [of_lane[number] for number in range(rounds) for of_lane in made]
+        length = len(blocks[0].tokens)
+        micro_batches = [
+            block_batch([block.tokens for block in blocks[start : start + plan.micro_batch]], length, end)
+            for start in range(0, len(blocks), plan.micro_batch)
+        ]
+        last = [of_lane[-1].cursor for of_lane in made]
+        cursor = {str(lane): behind.to_json() for lane, behind in zip(order, last, strict=True)}
+        yield Update.of(micro_batches, cursor, max(behind.epoch for behind in last))
+
+
+def _rounds(lanes: Sequence[Iterator[Block]], rounds: int, workers: int) -> Iterator[list[list[Block]]]:
+    """For each update, the next `rounds` blocks of each lane.
+
+    Several `workers` (threads) make the blocks of several lanes at once, up to `UPDATES_AHEAD` updates of each, and the
+    next ones of a lane as soon as these are fetched: lanes need the tokenizer at different times, and no thread waits
+    for another. A lane is only ever in the hands of one of them, so its blocks are the same; and an error in a lane is
+    raised where its block was to come.
+    """
+    if workers <= 1:
+        while True:
+            yield [list(itertools.islice(lane, rounds)) for lane in lanes]
+    pool, updates = ThreadPoolExecutor(workers), 1  # the first update is waited for
+    try:
+        coming = [pool.submit(_some_of, lane, rounds) for lane in lanes]
+        while True:
+            count, updates = updates, min(2 * updates, UPDATES_AHEAD)
+            made = []
+            for number, lane in enumerate(lanes):
+                made.append(coming[number].result())
+                coming[number] = pool.submit(_some_of, lane, rounds * updates)
+            for start in range(0, rounds * count, rounds):
+                for blocks, error in made:
+                    if error is not None and len(blocks) < start + rounds:
+                        raise error
+                yield [blocks[start : start + rounds] for blocks, _ in made]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _some_of(lane: Iterator[Block], number: int) -> tuple[list[Block], BaseException | None]:
+    """The next blocks of a lane, and the error that cut them short."""
+    blocks: list[Block] = []
+    try:
+        for block in itertools.islice(lane, number):
+            blocks.append(block)
+    except BaseException as error:
+        return blocks, error
+    return blocks, None
+
+
+def lane_cursors(stored: Mapping[str, Any], names: Sequence[str], lanes: range) -> dict[int, Cursor]:
+    """The cursors to start `lanes` from: stored ones, or the beginning of the data."""
+    if not stored:
+        return {lane: Cursor.start(names) for lane in lanes}
+    return {lane: Cursor.from_json(stored[str(lane)]) for lane in lanes}
+
+
+def updates_per_epoch(num_rows: int, plan: Plan) -> int:
+    """Updates in one pass over the examples (or blocks of them); the last one may be short."""
+    return math.ceil(num_rows / plan.rows_per_update)
+
+
+def example_updates(
+    epoch_rows: Callable[[int], Sequence[Sequence[Example]]],
+    batch: Callable[[Sequence[Sequence[Example]]], MicroBatch],
+    plan: Plan,
+    cursor: Mapping[str, Any],
+) -> Iterator[Update]:
+    """Endless updates of this rank over the rows of each epoch, from `cursor` on ({"epoch", "update"}, or nothing).
+
+    `epoch_rows(epoch)`: that epoch's rows in their order; `batch(rows)`: some of them as a micro-batch.
+    An update's rows are dealt out in turn, so that a short last update leaves no rank without micro-batches.
+    """
+    epoch, update = cursor.get("epoch", 0), cursor.get("update", 0)
+    while True:
+        rows = epoch_rows(epoch)
+        per_epoch = updates_per_epoch(len(rows), plan)
+        for number in range(update, per_epoch):
+            chosen = rows[number * plan.rows_per_update : (number + 1) * plan.rows_per_update]
+            mine = chosen[plan.rank :: plan.world_size]
+            micro_batches = [batch(mine[k :: plan.accumulation]) for k in range(plan.accumulation)]
+            done = number + 1 == per_epoch
+            after = {"epoch": epoch + 1, "update": 0} if done else {"epoch": epoch, "update": number + 1}
+            num_tokens = sum(len(example.input_ids) for row in mine for example in row)
+            yield replace(Update.of(micro_batches, after, epoch), num_tokens=num_tokens)
+        epoch, update = epoch + 1, 0
+
+
+def single_rows(examples: Sequence[Example], seed: int) -> Callable[[int], list[list[Example]]]:
+    """Rows of one example each, shuffled by (seed, epoch)."""
+    return lambda epoch: [[examples[index]] for index in permutation(len(examples), seed, epoch)]
+
+
+def padding_free(rows: Sequence[Sequence[Example]]) -> MicroBatch:
+    """All examples of `rows` in one row, without padding."""
+    return example_batch([example for row in rows for example in row])
+
+
+def block_rows(examples: Sequence[Example], length: int, seed: int) -> Callable[[int], list[list[Example]]]:
+    """Best-fit blocks of `length` tokens; who shares a block, and their order, depend on (seed, epoch, data) alone."""
+    lengths = [len(example.input_ids) for example in examples]
+    shapes = best_fit(lengths, length)
+
+    def rows(epoch: int) -> list[list[Example]]:
+        blocks = deal(shapes, lengths, permutation(len(examples), seed, epoch))
+        order = permutation(len(blocks), seed, epoch, 1)  # best fit puts the longest first
+        return [[examples[index] for index in blocks[number]] for number in order]
+
+    return rows
+
+
+def packed(rows: Sequence[Sequence[Example]], length: int, size: int) -> MicroBatch:
+    """`rows` as blocks [size, length]: empty ones fill the batch, so that its shape never changes."""
+    return packed_batch([*rows, *([()] * (size - len(rows)))], length)
+
+
+class Prefetched(Iterator[Item]):
+    """The same items, made by a background thread that works up to `ahead` of them in advance; without one at 0.
+
+    An error in the thread is raised here, in its place. Cursors travel with the items, so working ahead changes
+    nothing. Closing this iterator, or losing it, ends the thread.
+    """
+
+    def __init__(self, items: Iterator[Item], ahead: int) -> None:
+        self._items = items
+        self._made: queue.Queue[tuple[Item | None, BaseException | None]] | None = None
+        self._closed = threading.Event()
+        if ahead:
+            self._made = queue.Queue(maxsize=ahead)
+            self._thread = threading.Thread(target=_work_ahead, args=(items, self._made, self._closed), daemon=True)
+            self._thread.start()
+
+    def within(self, seconds: float | None) -> Item | None:
+        """The next item, or None when the thread does not have it in time; None `seconds` wait without end."""
+        if self._made is None:
+            return next(self._items)
+        try:
+            item, error = self._made.get(timeout=seconds)
+        except queue.Empty:
+            return None
+        if error is not None:
+            raise error
+        return item
+
+    def __next__(self) -> Item:
+        item = self.within(None)
+        assert item is not None
+        return item
+
+    def close(self) -> None:
+        self._closed.set()
+        while self._made is not None and not self._made.empty():  # a thread that waits to hand over can go on, and end
+            self._made.get_nowait()
+        # Python ending inside a thread that is in torch aborts the process; the collector may call from that thread
+        if self._made is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=ENDING_SECONDS)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _work_ahead(
+    items: Iterator[Item], made: queue.Queue[tuple[Item | None, BaseException | None]], closed: threading.Event
+) -> None:
+    try:
+        for item in items:
+            made.put((item, None))
+            if closed.is_set():
+                return
+        made.put((None, StopIteration()))
+    except BaseException as error:
+        made.put((None, error))
+
+
+def prefetched(items: Iterator[Item], ahead: int = 2) -> Prefetched[Item]:
+    """`items`, made in advance; see `Prefetched`."""
+    return Prefetched(items, ahead)

@@ -1,0 +1,82 @@
+"""How a run ends: finished, preempted or failed, said where it is looked for.
+
+Promises: `trainer_state.json` tells the truth also when rank 0 is the one that is gone: a rank that lives writes it.
+The reason names the rank and the host where they can be known. Costs: a few seconds, at a failure of several ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from miniqwen.config.training import TrainConfig, UserError
+from miniqwen.data.formats import BadData
+from miniqwen.data.patience import HubTimeout
+from miniqwen.distributed.runtime import Runtime
+from miniqwen.training.output_folder import OutputFolder, note_end
+from miniqwen.training.preemption import Preempted, StopRequest
+from miniqwen.training.tracking import Tracker
+
+
+@contextlib.contextmanager
+def failures_told(
+    config: TrainConfig, runtime: Runtime, stop: StopRequest, tracker: Tracker, output: OutputFolder | None
+) -> Iterator[None]:
+    """Around the loop: what ends it before its time is told to the user, to the trackers and in trainer_state.json.
+
+    Either way a save that goes on in the background is waited for.
+    """
+    try:
+        stop.poll_from_now_on()
+        yield
+        with runtime.together():
+            if output:
+                output.wait()
+    except BaseException as error:
+        if output and not isinstance(error, KeyboardInterrupt):
+            with contextlib.suppress(OSError):  # it came too late to be the reason
+                output.wait()
+        tracker.close(failed=not isinstance(error, Preempted))
+        folder = Path(str(config.output_dir))
+        if isinstance(error, Preempted):
+            if runtime.is_main:
+                note_end(folder, "preempted", str(stop.reason))
+            raise
+        reason, writes = f"{type(error).__name__}: {error}", runtime.is_main
+        if runtime.peers:
+            reason, writes = runtime.peers.explain(error)
+            if not isinstance(error, UserError) or not runtime.is_main:  # rank 0's own is shown on its way out
+                print(f"the run failed: {reason}", file=sys.stderr, flush=True)
+        if writes:
+            note_end(folder, "failed", reason)
+        raise
+
+
+def reason_to_stop(stop: StopRequest, runtime: Runtime) -> str:
+    """Why the ranks stopped, of the first that was asked to; the STOP file has done its work and goes.
+
+    Raises the `UserError` that a rank's data ended with: the others have saved with it.
+    """
+    fault = stop.data_error
+    told = runtime.gather([stop.obeyed(), [type(fault).__name__, *fault.problems] if fault else None])
+    faults = [fault for _, fault in told if fault]
+    if faults:
+        raise _data_fault([kind for kind, *_ in faults], [problem for _, *problems in faults for problem in problems])
+    rank, reason = next((rank, reason) for rank, (reason, _) in enumerate(told) if reason)
+    reason = f"rank {rank}: {reason}" if runtime.world_size > 1 else reason
+    runtime.print(f"stopped and saved: {reason}; --resume_from_checkpoint auto goes on")
+    return str(reason)
+
+
+def _data_fault(kinds: Sequence[str], problems: Sequence[str]) -> UserError:
+    """What the data of some ranks ended with, for all of them to raise, and how to go on."""
+    go_on = "what was trained is saved: the same command with --resume_from_checkpoint auto goes on from there"
+    if all(kind == HubTimeout.__name__ for kind in kinds):
+        error: UserError = HubTimeout(*dict.fromkeys(problems), go_on)
+        error.of_one_rank = False
+        return error
+    if BadData.__name__ in kinds:
+        go_on += "; add --on_bad_data skip to pass over what cannot be read"
+    return UserError(*dict.fromkeys(problems), go_on)

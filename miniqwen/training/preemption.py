@@ -1,0 +1,178 @@
+"""When a run must end before its end: signals, --max_time, a STOP file; and how the ranks come to agree on it.
+
+Promises: SIGTERM, SIGINT (Ctrl-C), SIGUSR1, `--max_time` and a file named STOP in `--output_dir` end the run cleanly,
+whichever rank notices first: at the start by leaving at once (there is nothing to save yet), later at the next update,
+in the middle of an evaluation, or while a rank waits for its data. A save is never interrupted, except by a second
+Ctrl-C, which ends the run at once. One process under `accelerate launch` gets the SIGTERM that its launcher dies of.
+Costs: nothing heavy is imported, so that signals are caught from the first second on; one look for the file a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+import types
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from miniqwen.config.training import STOP_FILE, TrainConfig, UserError
+
+if TYPE_CHECKING:
+    from miniqwen.distributed.runtime import Runtime
+    from miniqwen.training.batches import Prefetched, Update
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+POLL = 1.0  # seconds between two looks for the STOP file, and between two questions of ranks that wait for data
+SAME_KEY_PRESS = 1.0  # seconds: a terminal and a launcher may both pass on one Ctrl-C
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+# all of these are in the environment of what `accelerate launch` starts, and hardly anywhere else
+ACCELERATE_SETS = ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU", "ACCELERATE_DYNAMO_BACKEND")
+
+Item = TypeVar("Item")
+
+
+class Preempted(SystemExit):
+    """The run ends before its end because it was asked to; its code is `--preempted_exit_code`."""
+
+
+class StopRequest:
+    """Whether this process was asked to end the run, and by what (`reason`)."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        """From now on signals are caught, and the time of `--max_time` runs."""
+        self.reason: str | None = None
+        self.data_error: UserError | None = None
+        self.exit_code = config.preempted_exit_code
+        self._started, self._max_seconds = time.time(), config.max_seconds
+        self._file = Path(str(config.output_dir)) / STOP_FILE
+        self._looks = os.environ.get("RANK", "0") == "0"  # for the file: one process is enough
+        self._last_look, self._polled = 0.0, False
+        self._last_interrupt: float | None = None
+        for number in SIGNALS:
+            signal.signal(number, self._receive)
+        if launcher_is_gone():
+            self._ask("the launcher that started this process has ended")
+
+    @property
+    def requested(self) -> bool:
+        """To be asked often: this is also where the clock and the STOP file are looked at."""
+        now = time.time()
+        if self.reason is None and now - self._last_look >= POLL:
+            self._last_look = now
+            if self._max_seconds is not None and now - self._started >= self._max_seconds:
+                self.reason = f"--max_time ({self._max_seconds:.0f} s) is over"
+            elif self._looks and self._file.exists():
+                self.reason = f"found {self._file}"
+        return self.reason is not None
+
+    @contextlib.contextmanager
+    def ends_cleanly(self) -> Iterator[None]:
+        """Around the whole run: when it was asked to stop at its start, other ranks that are gone are no failure."""
+        try:
+            yield
+        except Exception:
+            if self.reason is None or self._polled:
+                raise
+            raise Preempted(self.exit_code) from None
+
+    def forget_stale_file(self) -> None:
+        """Remove a STOP file that is older than this run: it was meant for the one before. Says so."""
+        with contextlib.suppress(FileNotFoundError):
+            if self._looks and self._file.stat().st_mtime < self._started:
+                self._file.unlink()
+                print(f"removed {self._file}, which was there before this run", flush=True)
+
+    def poll_from_now_on(self) -> None:
+        """The loop begins: what is asked from now on waits until the loop looks."""
+        self._polled = True
+        for number in SIGNALS:  # again, in case a library has taken one
+            signal.signal(number, self._receive)
+        if self.reason is not None:
+            raise Preempted(self.exit_code)
+
+    def obeyed(self) -> str | None:
+        """The run has ended because of this request: the file has done its work. Returns the reason, if it is here."""
+        with contextlib.suppress(OSError):
+            self._file.unlink()
+        return self.reason
+
+    def data_fails(self, error: UserError) -> None:
+        """This rank's data ended with `error`: the ranks save together before the run fails with it."""
+        self.data_error = error
+        self.reason = self.reason or "the data cannot be read"
+
+    def _receive(self, number: int, frame: types.FrameType | None) -> None:
+        if number == signal.SIGINT:
+            before, self._last_interrupt = self._last_interrupt, time.monotonic()
+            if before is not None and self._last_interrupt - before > SAME_KEY_PRESS:
+                raise KeyboardInterrupt
+        self._ask(f"{signal.Signals(number).name} was received")
+
+    def _ask(self, reason: str) -> None:
+        first, self.reason = self.reason is None, self.reason or reason
+        if first and not self._polled:
+            print(f"{reason}: nothing to save yet", file=sys.stderr, flush=True)
+            raise Preempted(self.exit_code)
+
+
+def launcher_is_gone() -> bool:
+    """Have the kernel send SIGTERM when `accelerate launch` dies, if it started this as its only process.
+
+    That launcher neither passes signals on to a single process nor takes it with it. Returns whether it died before
+    this was called.
+    """
+    alone = "RANK" not in os.environ and "LOCAL_RANK" not in os.environ
+    if not alone or sys.platform != "linux" or not all(name in os.environ for name in ACCELERATE_SETS):
+        return False
+    parent = os.getppid()
+    if parent == 1 and not _is_accelerate(parent):
+        return True
+    if not _is_accelerate(parent):  # a script of the user's own stands between: it decides
+        return False
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    return os.getppid() != parent  # it died in between, and no signal will come
+
+
+def _is_accelerate(process: int) -> bool:
+    try:
+        return b"accelerate" in Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def next_update(updates: Prefetched[Update], stop: StopRequest, runtime: Runtime) -> tuple[Update, int, int] | None:
+    """This rank's next update, with its targets and tokens over all ranks; None when any rank was asked to stop, or
+    its data cannot be read.
+
+    Ranks wait for their data together, asking each other once a second: a slow hub is neither a hang nor in the way of
+    a stop. All ranks get the same answer.
+    """
+    update = None
+    while True:
+        try:
+            update = update or updates.within(POLL)
+        except UserError as error:
+            stop.data_fails(error)
+        targets, tokens = (update.num_targets, update.num_tokens) if update else (0, 0)
+        targets, tokens, missing, stops = runtime.sum(targets, tokens, int(update is None), int(stop.requested))
+        if stops:
+            return None
+        if update is not None and not missing:
+            return update, targets, tokens
+
+
+def until_stopped(items: Iterable[Item], stop: StopRequest, runtime: Runtime) -> Iterator[Item]:
+    """`items` while no rank is asked to stop; every rank has the same number of them. Raises `GivenUp` then."""
+    for item in items:
+        if any(runtime.sum(int(stop.requested))):
+            raise GivenUp
+        yield item
+
+
+class GivenUp(Exception):
+    """An evaluation was left unfinished because of a stop request; it is made after the resume."""

@@ -1,0 +1,165 @@
+"""What survives: shards and their index, disks that fill up, saves that are killed, ranks that fail alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from runs import ROOT, run_script
+from safetensors.torch import load_file
+from transformers import Qwen3ForCausalLM
+
+from miniqwen.checkpoints.checkpoint import Progress, complete_checkpoints, read_checkpoint, verify, write_checkpoint
+from miniqwen.checkpoints.tensor_files import StoredTensors, TensorWriter
+from miniqwen.config.training import UserError
+from miniqwen.distributed.runtime import scale_of, set_scale
+from miniqwen.distributed.shards import gathered
+from miniqwen.model.modeling_miniqwen import describe_model, load_model
+
+
+def write(folder: Path, step: int, values: dict[str, torch.Tensor]) -> Path:
+    return write_checkpoint(folder, Progress(step=step), {"seed": 1}, None, values.items(), lambda _: None)
+
+
+VALUES = {"model.a": torch.arange(6.0).reshape(2, 3), "exp_avg.a": torch.ones(2, 3), "step.a": torch.tensor(4.0)}
+
+
+def test_a_checkpoint_gives_back_what_it_took(tmp_path: Path) -> None:
+    folder = write(tmp_path, 4, VALUES)
+    verify(folder)
+    read = read_checkpoint(folder)
+    assert (read.progress.step, read.identity) == (4, {"seed": 1})
+    assert torch.equal(read.weights["a"], VALUES["model.a"])
+    assert {name: value.tolist() for name, value in read.optimizer_state.items()} == {
+        "exp_avg.a": [[1.0] * 3] * 2, "step.a": 4.0
+    }  # fmt: skip
+
+
+def test_large_models_lie_in_shards_that_stock_transformers_loads(model: Path, tmp_path: Path) -> None:
+    ours = load_model(model)
+    writer = TensorWriter(tmp_path, "model", shard_bytes=20_000)
+    for name, tensor in gathered(ours, None):
+        writer.add(name.removeprefix("model."), tensor)
+    writer.close()
+    describe_model(ours, tmp_path, torch.float32)
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert 3 < len(shards) < 10
+    assert set(index["weight_map"].values()) == {path.name for path in shards}
+    assert index["metadata"]["total_size"] == 4 * sum(parameter.numel() for parameter in ours.parameters())
+    assert not list(tmp_path.glob("*.part"))
+    theirs = dict(Qwen3ForCausalLM.from_pretrained(tmp_path).named_parameters())
+    again = dict(load_model(tmp_path).named_parameters())
+    stored = StoredTensors(tmp_path, "model")
+    assert len(stored) > 20
+    for name, parameter in ours.named_parameters():
+        assert torch.equal(parameter, theirs[name])
+        assert torch.equal(parameter, again[name])
+        assert torch.equal(parameter, stored[name])
+
+
+def test_a_save_that_fails_leaves_the_one_before_and_nothing_else(tmp_path: Path) -> None:
+    write(tmp_path, 4, VALUES)
+
+    def failing() -> Iterator[tuple[str, torch.Tensor]]:
+        yield "model.a", torch.zeros(2)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_checkpoint(tmp_path, Progress(step=8), {}, None, failing(), lambda _: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+    verify(tmp_path / "checkpoint-4")
+
+
+def test_a_step_that_is_saved_twice_keeps_the_second(tmp_path: Path) -> None:
+    write(tmp_path, 4, VALUES)
+    folder = write(tmp_path, 4, {"model.a": torch.zeros(1)})
+    verify(folder)
+    assert read_checkpoint(folder).weights["a"].tolist() == [0.0]
+    assert complete_checkpoints(tmp_path) == [folder]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "progress.json", "manifest.json"])
+def test_every_damaged_or_missing_file_is_found(tmp_path: Path, name: str) -> None:
+    folder = write(tmp_path, 4, VALUES)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[:-3])
+    with pytest.raises(UserError, match=r"damaged|cannot be resumed from"):
+        verify(folder)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=name):
+        verify(folder)
+
+
+FLAGS = (
+    "--task pretrain --dataset_name {data} --block_size 32 --per_device_train_batch_size 2 --learning_rate 1e-3 "
+    "--gradient_accumulation_steps 1 --save_steps 2 --validation_blocks 2 --report_to none "
+    "--lr_scheduler_type constant --model_path {model}"
+)
+
+
+@pytest.fixture(scope="module")
+def flags(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    data = tmp_path_factory.mktemp("texts") / "notes.jsonl"
+    data.write_text("".join(json.dumps({"text": f"note {n} stone river " * 9}) + "\n" for n in range(120)))
+    return FLAGS.format(data=data, model=model).split()
+
+
+def test_a_full_disk_ends_every_rank_and_the_run_goes_on_from_the_checkpoint_before(
+    flags: list[str], tmp_path: Path
+) -> None:
+    output, whole = tmp_path / "out", tmp_path / "whole"
+    two = {"processes": 2}
+    assert run_script("train_loop.py", *flags, "--output_dir", whole, "--max_steps", 4, **two).returncode == 0
+    assert run_script("train_loop.py", *flags, "--output_dir", output, "--max_steps", 2, **two).returncode == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    again = [*flags, "--output_dir", str(output), "--max_steps", "4", "--resume_from_checkpoint", "auto"]
+    # no file may grow beyond 150 KiB: the model's file fits, the optimizer's does not
+    limited = ["bash", "-c", 'ulimit -f 150; exec "$@"', "-", *torchrun, "train_loop.py", *again]
+    done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode != 0
+    assert "cannot write" in done.stderr
+    assert "File too large" in done.stderr
+    assert json.loads((output / "trainer_state.json").read_text())["status"] == "failed"
+    assert [path.name for path in complete_checkpoints(output)] == ["checkpoint-2"]
+    assert not list(output.glob(".checkpoint-*"))
+    (output / ".checkpoint-4.tmp").mkdir()  # what a killed save leaves
+    (output / ".checkpoint-4.tmp" / "model.0.part").write_bytes(b"half")
+    done = run_script("train_loop.py", *again, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert not list(output.glob(".checkpoint-*"))
+    one, other = load_file(whole / "model.safetensors"), load_file(output / "model.safetensors")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_loss_scale_of_fp16_comes_back() -> None:
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+    def torchs() -> torch.amp.GradScaler:
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=5)
+        scaler.scale(torch.ones(1))  # it makes its tensors now
+        return scaler
+
+    one, other = torchs(), torchs()
+    assert scale_of(one) == {"scale": 1024.0, "updates": 0}
+    set_scale(one, {"scale": 256.0, "updates": 3})
+    set_scale(other, scale_of(one))
+    assert scale_of(other) == {"scale": 256.0, "updates": 3}
+
+    def deepspeeds() -> DynamicLossScaler:
+        return DynamicLossScaler(2.0**10, 5, 1, 1, False)
+
+    first, second = deepspeeds(), deepspeeds()
+    first.cur_scale, first.cur_iter, first.last_overflow_iter = 512.0, 5, 1  # as after an overflow in update 1
+    set_scale(second, scale_of(first))
+    assert scale_of(second) == {"scale": 512.0, "updates": 3}
+    for _ in range(9):
+        first.update_scale(False)
+        second.update_scale(False)
+        assert first.cur_scale == second.cur_scale
+    assert first.cur_scale > 512.0

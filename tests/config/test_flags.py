@@ -1,0 +1,266 @@
+"""Flags and their checks: same names on the command line and in YAML, every mistake at once, nothing heavy imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from miniqwen.config.evaluating import EvalConfig
+from miniqwen.config.training import CreateConfig, PrepareConfig, TrainConfig, UserError, dump, parse
+from miniqwen.questions.templates import template_flags
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """As much of a model folder as the checks look at."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "qwen3", "max_position_embeddings": 1024}')
+    return folder
+
+
+def train(model: Path, *words: str) -> TrainConfig:
+    given = ["--model_path", str(model), "--dataset_name", "both", "--output_dir", str(model.parent / "out")]
+    given += [] if "--max_steps" in words else ["--max_steps", "10"]
+    return parse(TrainConfig, [*given, *words], program="train_loop.py", description="", checks=[template_flags])
+
+
+def problems(model: Path, *words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        train(model, *words)
+    return "\n".join(caught.value.problems)
+
+
+def test_every_flag_of_the_guides_pretraining_command_is_read_as_written(model: Path) -> None:
+    config = train(
+        model,
+        *"--do_train --do_eval --per_device_train_batch_size 4 --per_device_eval_batch_size 4 "
+        "--gradient_accumulation_steps 4 --learning_rate 5e-5 --weight_decay 0.01 --max_steps 10000 "
+        "--warmup_steps 1000 --logging_steps 100 --save_steps 1000 --evaluation_strategy steps --eval_steps 1000 "
+        "--load_best_model_at_end --streaming True --max_seq_length 1024 --block_size 1024 "
+        "--preprocessing_num_workers 4 --overwrite_output_dir".split(),
+    )
+    assert (config.learning_rate, config.warmup_steps, config.eval_strategy) == (5e-5, 1000, "steps")
+    assert config.do_train is True
+    assert config.streaming is True
+    assert config.load_best_model_at_end is True
+    assert (config.length, config.resolved_task) == (1024, "pretrain")
+
+
+def test_every_flag_of_the_guides_fine_tuning_command_is_read_as_written(model: Path) -> None:
+    words = (
+        "--dataset_name sciq --do_train --do_eval --learning_rate 3e-5 --num_train_epochs 5 --max_steps -1 "
+        "--warmup_ratio 0.1 --save_steps 500 --evaluation_strategy steps --do_qa_format True --max_seq_length 512"
+    )
+    config = train(model, *words.split())
+    assert (config.num_train_epochs, config.warmup_ratio, config.length) == (5.0, 0.1, 512)
+    assert config.resolved_task == "finetune"
+
+
+def test_all_problems_are_listed_at_once(model: Path) -> None:
+    found = problems(
+        model,
+        *"--max_steps 0 --block_size 4096 --learning_rate fast --learnin_rate 3 --save_steps 0 --bf16 maybe".split(),
+    )
+    for part in (
+        "--max_steps 0: must be at least 1",
+        "4096 tokens are longer than the model's 1024 positions",
+        "--learning_rate: expected a number, got 'fast'",
+        "--learnin_rate: no such flag; did you mean --learning_rate?",
+        "--save_steps 0: must be at least 1",
+        "--bf16: expected True or False, got 'maybe'",
+    ):
+        assert part in found
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--dataset_name wikpedia", "did you mean wikipedia?"),
+        ("--dataset_name my.jsonl", "no such data set or file"),
+        ("--dataset_name owner/name", "--task: say pretrain or finetune"),
+        ("--dataset_name sciq --task pretrain", "contradicts"),
+        ("--packing", "--packing is for fine-tuning"),
+        ("--truncation left", "no use in pretraining"),
+        ("--dataset_name sciq --document_masking False", "always keeps them apart"),
+        ("--dataset_name sciq --truncation left --do_qa_format False", "there are none"),
+        ("--warmup_steps 11", "longer than the training"),
+        ("--warmup_ratio 1.5", "between 0 and 1"),
+        ("--warmup_ratio 0.5 --warmup_steps 3", "contradict"),
+        ("--max_steps -1", "pretraining streams text without a known end"),
+        ("--load_best_model_at_end", "needs evaluations"),
+        ("--early_stopping_patience 2", "needs evaluations"),
+        ("--eval_strategy epoch", "streamed text has no epochs"),
+        ("--metric_for_best_model eval_accuracy", "this run has eval_loss"),
+        ("--mixture wikipedia=1", "needs a share above 0 for each"),
+        ("--mixture wikipedia=a,arxiv=1", "is not NAME=SHARE"),
+        ("--dataset_name arxiv --mixture wikipedia=1,arxiv=1", "belongs to --dataset_name both"),
+        ("--lr_scheduler_type cosin", "did you mean cosine?"),
+        ("--report_to tensorbord", "did you mean tensorboard?"),
+        ("--report_to none wandb", "stand alone"),
+        ("--fp16 --bf16", "contradict"),
+        ("--model_path nowhere", "no such folder"),
+        ("--data_root nowhere", "no such folder"),
+        ("--resume_from_checkpoint nowhere", "no complete checkpoint"),
+        ("--prompt_template {question}", "no use in pretraining"),
+        ("--dataset_name sciq --prompt_template Q:", "needs {question}"),
+        ("--dataset_name sciq --prompt_template {question.__class__}", "unknown field"),
+        ("--dataset_name sciq --choices_template {label}", "needs {text}"),
+        ("--max_steps", "needs a value"),
+        ("--max_steps 1.5", "expected a whole number"),
+        ("--learning_rate nan", "expected a finite number"),
+        ("stray", "'stray' is not the value of any flag"),
+    ],
+)
+def test_a_mistake_is_named(model: Path, words: str, expected: str) -> None:
+    assert expected in problems(model, *words.split())
+
+
+def test_fp16_without_a_gpu_names_bf16(model: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here, and --fp16 is fine")
+    assert "use --bf16" in problems(model, "--fp16", "True")
+
+
+def test_a_folder_with_a_run_is_refused_and_resume_is_offered(model: Path) -> None:
+    (model.parent / "out").mkdir()
+    (model.parent / "out" / "notes.txt").write_text("mine")
+    found = problems(model)
+    assert "--resume_from_checkpoint auto" in found
+    assert "--overwrite_output_dir" in found
+    assert train(model, "--overwrite_output_dir").overwrite_output_dir
+    assert train(model, "--resume_from_checkpoint", "auto").resume_from_checkpoint == "auto"
+
+
+def test_a_model_inside_the_folder_to_be_overwritten_is_protected(model: Path) -> None:
+    found = problems(model, "--output_dir", str(model), "--overwrite_output_dir")
+    assert "would delete the model" in found
+    assert (model / "config.json").exists()
+
+
+def test_auto_does_not_take_over_a_folder_that_holds_a_model_without_checkpoints(model: Path) -> None:
+    assert "is not empty" in problems(model, "--output_dir", str(model), "--resume_from_checkpoint", "auto")
+
+
+def test_the_command_line_wins_over_the_yaml_file_and_both_know_the_same_names(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("learning_rate: 1e-3\nmax_steps: 7\nevaluation_strategy: no\nreport_to: [wandb, tensorboard]\n")
+    config = train(model, "--config", str(file), "--max_steps", "9")
+    assert (config.learning_rate, config.max_steps) == (1e-3, 9)
+    assert (config.eval_strategy, config.report_to) == ("no", ("wandb", "tensorboard"))
+    file.write_text("learning_rat: 1e-3\nsave_steps: [1]\n")
+    found = problems(model, "--config", str(file))
+    assert f"--config {file}: --learning_rat: no such flag; did you mean --learning_rate?" in found
+    assert "--save_steps: expected one value, got [1]" in found
+    file.write_text("a: [")
+    assert "not YAML" in problems(model, "--config", str(file))
+    assert "No such file" in problems(model, "--config", str(tmp_path / "none.yaml"))
+
+
+def test_a_written_configuration_reads_back_as_itself(model: Path, tmp_path: Path) -> None:
+    config = train(model, *"--bf16 --report_to wandb --mixture wikipedia=0.7,arxiv=0.3 --eval_strategy steps".split())
+    file = tmp_path / "config.yaml"
+    file.write_text(dump(config, {"versions": {"torch": "x"}}))
+    again = parse(TrainConfig, ["--config", str(file)], program="train_loop.py", description="")
+    assert again == config
+    assert again.shares == {"wikipedia": 0.7, "arxiv": 0.3}
+
+
+def test_the_block_is_capped_by_max_seq_length(model: Path) -> None:
+    assert train(model, "--block_size", "1024", "--max_seq_length", "256").length == 256
+    assert train(model, "--block_size", "128", "--max_seq_length", "256").length == 128
+
+
+def test_trackers_take_several_values_all_and_none(model: Path) -> None:
+    assert train(model, "--report_to", "tensorboard", "wandb").trackers == ("tensorboard", "wandb")
+    assert train(model, "--report_to", "tensorboard,wandb").trackers == ("tensorboard", "wandb")
+    assert train(model, "--report_to", "all").trackers == ("tensorboard", "wandb")
+    assert train(model, "--report_to", "none").trackers == ()
+
+
+def test_the_other_commands_list_their_problems_too(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(EvalConfig, ["--dataset_name", "wikipedia"], program="", description="")
+    assert len(caught.value.problems) == 3  # no model, no output folder, and text cannot be scored
+    with pytest.raises(UserError, match="nothing to prepare"):
+        parse(PrepareConfig, [], program="", description="")
+    with pytest.raises(UserError, match="give --wikipedia --arxiv"):
+        parse(PrepareConfig, ["--dataset_name", "both"], program="", description="")
+    with pytest.raises(UserError, match="must be at least 300"):
+        parse(CreateConfig, ["--vocab_size", "5", "--output_dir", str(tmp_path / "m")], program="", description="")
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--protocol harness --prompt_template {question}", "--protocol harness has prompts of its own"),
+        ("--protocol harness --answer_format letter", "leave --answer_format out"),
+        ("--protocol lm_eval", "not one of miniqwen, harness"),
+        ("--max_new_tokens 5", "--max_new_tokens has no use without --answer_mode generate"),
+        ("--answer_mode generate --temperature 0.5", "--temperature has no use without --do_sample"),
+        ("--answer_mode generate --do_sample --temperature 0", "must be above 0"),
+        ("--answer_mode generate --do_sample --top_p 1.5", "must be above 0 and at most 1"),
+        ("--answer_mode generate --unconditional", "compares no scores"),
+        ("--answer_mode generate --extract letters", "did you mean letter?"),
+        ("--fp16 --bf16", "--fp16 and --bf16 contradict each other"),
+        ("--num_fewshot -1", "must be at least 0"),
+        ("--dataset_name own/data --protocol harness", "knows sciq and commonsenseqa only"),
+        ("--dataset_name own/data", "--question_column, --answer_column, --choices_column are needed"),
+        ("--dataset_name own/data --answer_mode generate", "--question_column, --answer_column are needed"),
+    ],
+)
+def test_contradictions_of_an_evaluation_are_told(flags: str, told: str, tmp_path: Path) -> None:
+    given = ["--dataset_name", "sciq", "--model_path", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    parse(EvalConfig, given, program="", description="")
+    with pytest.raises(UserError) as caught:
+        parse(EvalConfig, [*given, *flags.split()], program="", description="")
+    assert any(told in problem for problem in caught.value.problems)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_an_evaluation_in_float16_needs_a_gpu_too() -> None:
+    with pytest.raises(UserError, match="--fp16 needs a GPU, and none is visible: use --bf16"):
+        parse(EvalConfig, ["--fp16", "True"], program="", description="")
+
+
+def test_a_comparison_needs_two_files_and_nothing_else(tmp_path: Path) -> None:
+    files = [str(tmp_path / name) for name in ("a.json", "b.json")]
+    with pytest.raises(UserError) as caught:
+        parse(EvalConfig, ["--compare", *files], program="", description="")
+    assert [problem.split(": ")[1] for problem in caught.value.problems] == ["no such file", "no such file"]
+    with pytest.raises(UserError, match="needs two files"):
+        parse(EvalConfig, ["--compare", files[0]], program="", description="")
+    for file in files:
+        Path(file).write_text("{}")
+    assert parse(EvalConfig, ["--compare", *files], program="", description="").compare == tuple(files)
+
+
+@pytest.mark.parametrize("script", ["train_loop.py", "eval_loop.py", "prepare_datasets.py"])
+def test_help_and_mistakes_answer_at_once_and_import_nothing_heavy(script: str) -> None:
+    program = (
+        "import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end: code = end.code\n"
+        "heavy = {'torch', 'transformers', 'accelerate', 'datasets', 'wandb'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--data_root" in done.stdout
+    wrong = subprocess.run(
+        [sys.executable, script, "--nonsense"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert wrong.returncode == 2
+    assert "--nonsense: no such flag" in wrong.stderr
+    assert "Traceback" not in wrong.stderr

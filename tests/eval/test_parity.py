@@ -1,0 +1,204 @@
+"""Our numbers are lm-evaluation-harness's own, question by question, on the demo's questions and hard ones."""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from runs import ROOT, run_script
+from tokenizers import Tokenizer, models, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+import eval_loop
+from miniqwen.config.evaluating import EvalConfig
+from miniqwen.config.training import parse
+from miniqwen.demo import write_demo
+from miniqwen.model.modeling_miniqwen import MiniQwenConfig, new_model, save_model
+from miniqwen.model.tokenization_miniqwen import load_tokenizer, train_tokenizer
+
+sys.path.insert(0, str(ROOT))
+from benchmarks.evaluation_speed import TASKS, files_of, harness_results
+
+POSITIONS = 128
+ROWS = 24  # of each data set
+METRICS = {"sciq": ("acc", "acc_norm"), "commonsenseqa": ("acc",)}
+
+
+@dataclass(frozen=True)
+class World:
+    mirror: Path
+    texts: list[str]
+
+
+def long_text(seed: int) -> str:
+    """Words that no tokenizer here knows."""
+    drawn = random.Random(seed)
+    return " ".join("".join(drawn.choices(string.ascii_lowercase, k=6)) for _ in range(120))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The demo's mirror with few rows, and in front of them some that are hard to agree on."""
+    mirror = tmp_path_factory.mktemp("parity") / "mirror"
+    write_demo(mirror)
+    hard = {
+        "sciq": [
+            {"support": ""},
+            {"support": "   Two spaces  before.\n", "question": "What is it?  "},
+            {"support": long_text(1)},  # longer than the model's positions
+            {"distractor1": "iron ore and other rather long answers of many words", "support": long_text(2)},
+            {"distractor2": "twin", "distractor3": "twin"},
+            {"distractor1": "Ω é naïve 北京"},
+        ],
+        "commonsenseqa": [{"question": "  Is it <|endoftext|> here? "}, {"question": long_text(3)}],
+    }
+    texts: list[str] = []
+    for name, (_, folder) in TASKS.items():
+        for split in ("train", "validation", "test"):
+            (first, *others) = sorted((mirror / folder / "data").glob(f"{split}-*.parquet"))
+            table = pq.read_table(first)
+            rows = table.slice(0, 40 if split == "train" else ROWS).to_pylist()
+            if split != "train":
+                rows = [{**rows[i], **change} for i, change in enumerate(hard[name])] + rows[len(hard[name]) :]
+            pq.write_table(pa.Table.from_pylist(rows, table.schema), first)
+            for other in others:
+                other.unlink()
+            texts += [json.dumps(row, ensure_ascii=False) for row in rows]
+    return World(mirror, texts)
+
+
+def joining_tokenizer(texts: list[str]) -> PreTrainedTokenizerBase:
+    """Byte pairs without a look at words: "Answer: red" may well have a token ": r" over the boundary."""
+    tokenizer = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["<|endoftext|>"], show_progress=False)
+    tokenizer.train_from_iterator([f"Question: what? Answer: {text}" for text in texts] * 2, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+
+
+def with_first_token(texts: list[str]) -> PreTrainedTokenizerBase:
+    """As Llama's: every text begins with a token of its own."""
+    from tokenizers.processors import TemplateProcessing
+
+    plain = train_tokenizer(texts, 500).backend_tokenizer
+    plain.add_special_tokens(["<s>"])
+    first = plain.token_to_id("<s>")
+    plain.post_processor = TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", first)])
+    return PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>", eos_token="<|endoftext|>")
+
+
+def qwen(folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> Path:
+    config = MiniQwenConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=POSITIONS, initializer_range=0.2,
+        tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    save_model(new_model(config, seed), folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A random model, the same one trained, one with a tokenizer that joins words, and a Llama with a first token."""
+    root = tmp_path_factory.mktemp("models")
+    lines = [f"Answer: {answer}" for answer in (*"ABCDE", "twin", "iron")]
+    untrained = qwen(root / "random", train_tokenizer([*world.texts, *lines * 20], 900), seed=0)
+    done = run_script(
+        "train_loop.py", "--model_path", untrained, "--dataset_name", "sciq", "--data_root", world.mirror,
+        "--output_dir", root / "trained", "--max_steps", 30, "--learning_rate", 3e-3,
+        "--per_device_train_batch_size", 8,
+        "--max_seq_length", POSITIONS, "--truncation", "left", "--report_to", "none", "--eval_strategy", "no",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    joining = qwen(root / "joining", joining_tokenizer(world.texts), seed=1)
+    tokenizer = with_first_token(world.texts)
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=POSITIONS, initializer_range=0.2,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    llama = LlamaForCausalLM(shape)
+    llama.save_pretrained(root / "llama")
+    tokenizer.save_pretrained(root / "llama")
+    return {"random": untrained, "trained": root / "trained", "joining": joining, "llama": root / "llama"}
+
+
+def ours(name: str, folder: Path, world: World, output: Path, *flags: str) -> dict[str, Any]:
+    given = ["--model_path", str(folder), "--data_root", str(world.mirror), "--output_dir", str(output)]
+    asked = ["--dataset_name", name, "--protocol", "harness", *flags]
+    eval_loop.main(parse(EvalConfig, [*given, *asked], program="", description=""))
+    return json.loads((output / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(
+    ("model", "shots"), [("random", 0), ("random", 2), ("trained", 0), ("joining", 0), ("joining", 1), ("llama", 0)]
+)
+def test_every_log_likelihood_and_metric_is_the_harnesss(
+    name: str, model: str, shots: int, world: World, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = folders[model]
+    stock, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), load_tokenizer(folder)
+    samples, figures, _ = harness_results(
+        name, files_of(name, world.mirror), stock, tokenizer, str(tmp_path / "cache"), batch_size=4, num_fewshot=shots,
+        limit=ROWS - 3,
+    )  # fmt: skip
+    flags = ("--num_fewshot", str(shots), "--max_eval_samples", str(ROWS - 3))
+    found = ours(name, folder, world, tmp_path / "out", *flags)
+    assert found["num_examples"] == len(samples) == ROWS - 3
+    for sample, own in zip(samples, found["samples"], strict=True):
+        assert own["prompt_hash"] == sample["prompt_hash"]
+        assert own["scores"] == pytest.approx(sample["lls"], abs=1e-4)
+        assert own["correct"] is bool(sample["acc"])
+    assert found["accuracy"] == figures["acc,none"]
+    assert found["stderr"] == figures["acc_stderr,none"]
+    if "acc_norm" in METRICS[name]:
+        assert found["accuracy_norm"] == figures["acc_norm,none"]
+        assert found["accuracies"]["character"]["stderr"] == figures["acc_norm_stderr,none"]
+    assert len({value for own in found["samples"] for value in own["scores"]}) > ROWS, "scores differ by question"
+    if name == "sciq" or shots:
+        assert found["config"]["recorded"]["truncated_prompts"] > 0, "the long ones are longer than the model"
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_scores_without_the_question_and_by_byte_are_the_harnesss(
+    name: str, world: World, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = folders["trained"]
+    stock, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), load_tokenizer(folder)
+    samples, figures, _ = harness_results(
+        name, files_of(name, world.mirror), stock, tokenizer, str(tmp_path / "cache"), batch_size=4, limit=ROWS - 3,
+        metrics=["acc_mutual_info", "acc_bytes"],
+    )  # fmt: skip
+    found = ours(name, folder, world, tmp_path / "out", "--unconditional", "--max_eval_samples", str(ROWS - 3))
+    for sample, own in zip(samples, found["samples"], strict=True):
+        assert [*own["scores"], *own["unconditional_scores"]] == pytest.approx(sample["lls"], abs=1e-4)
+    assert found["accuracies"]["unconditional"]["accuracy"] == figures["acc_mutual_info,none"]
+    assert found["accuracies"]["byte"]["accuracy"] == figures["acc_bytes,none"]
+
+
+def test_the_hard_cases_are_met(world: World, folders: dict[str, Path]) -> None:
+    """Single- and multi-token answers, and a tokenizer that joins the prompt with the answer."""
+    joining, usual = load_tokenizer(folders["joining"]), load_tokenizer(folders["random"])
+    answers = [json.loads(text).get("correct_answer", "A") for text in world.texts]
+    prompt = joining("Answer:")["input_ids"]
+    assert any(joining(f"Answer: {answer}")["input_ids"][: len(prompt)] != prompt for answer in answers)
+    lengths = {len(usual(f" {answer}")["input_ids"]) for answer in (*answers, "twin", "B")}
+    assert 1 in lengths
+    assert len(lengths) > 2
