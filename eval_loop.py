@@ -10,7 +10,8 @@ Costs: see `miniqwen/scoring.py`; all questions in memory on every process.
 """
 
 from miniqwen.config.evaluating import EvalConfig
-from miniqwen.config.training import UserError, parse, user_errors_exit_2
+from miniqwen.config.flags import parse
+from miniqwen.errors import UserError, user_errors_exit_2
 from miniqwen.questions.templates import TEMPLATE_FILE, Template, template_flags
 
 if __name__ == "__main__":
@@ -42,7 +43,6 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from miniqwen.checkpoints.checkpoint import write_json, write_text
 from miniqwen.data.repositories import resolve
 from miniqwen.distributed.backends import launcher_problems
 from miniqwen.eval.answers import Answer, combined, predictions, report, result
@@ -50,6 +50,7 @@ from miniqwen.eval.causal_models import load_causal_model, scorer
 from miniqwen.eval.generation import generate_rounds
 from miniqwen.eval.result_files import ResultFile, file_stem, model_fingerprint
 from miniqwen.eval.scoring import is_truncated, model_positions, score_rounds
+from miniqwen.files import write_json, write_text
 from miniqwen.model.tokenization_miniqwen import load_tokenizer, tokenizer_fingerprint
 from miniqwen.questions.protocols import Prompt, Request, encode_prompt, make_prompts, unconditional_request
 from miniqwen.questions.rows import Question, read_questions

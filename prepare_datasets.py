@@ -12,7 +12,9 @@ Costs: a few requests and one row group (or one gzipped file) a data set; with -
 
 from __future__ import annotations
 
-from miniqwen.config.training import PrepareConfig, parse, user_errors_exit_2
+from miniqwen.config.flags import parse
+from miniqwen.config.preparing import PrepareConfig
+from miniqwen.errors import user_errors_exit_2
 
 if __name__ == "__main__":
     with user_errors_exit_2():  # before the heavy imports, so that --help and mistakes answer at once
@@ -27,12 +29,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from miniqwen.config.training import QA_DATASETS, DataFlags, UserError
+from miniqwen.config.data import QA_DATASETS, DataFlags
 from miniqwen.data.patience import patiently
 from miniqwen.data.repositories import REPOSITORIES, Repository, repository_card, resolve, text_column
 from miniqwen.data.sources import DataFile, Source, open_file, readable
 from miniqwen.data.token_cache import write_token_cache
 from miniqwen.demo import write_demo
+from miniqwen.errors import UserError
+from miniqwen.files import written_whole
 from miniqwen.model.tokenization_miniqwen import load_tokenizer
 
 SHOWN_CHARACTERS = 100
@@ -145,12 +149,10 @@ def tokenize(repository: Repository, column: str, root: Path, model_path: str) -
 def copy(file: DataFile, target: Path) -> None:
     """One file, under a temporary name until it is complete. A connection that is cut is tried again by the caller."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.part")
-    with open_file(file) as opened, partial.open("wb") as written:
+    with open_file(file) as opened, written_whole(target) as written:
         shutil.copyfileobj(opened, written, 1 << 20)
-    if partial.stat().st_size != file.size:
-        raise ConnectionError(f"{partial.stat().st_size} of {file.size} bytes came")
-    partial.replace(target)
+        if written.tell() != file.size:
+            raise ConnectionError(f"{written.tell()} of {file.size} bytes came")
 
 
 def main(config: PrepareConfig) -> None:

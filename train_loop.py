@@ -12,7 +12,9 @@ final model for stock transformers, checkpoints, metrics and the resolved config
 
 from __future__ import annotations
 
-from miniqwen.config.training import TrainConfig, parse, user_errors_exit_2
+from miniqwen.config.flags import parse
+from miniqwen.config.training import TrainConfig
+from miniqwen.errors import user_errors_exit_2
 from miniqwen.questions.templates import template_flags
 from miniqwen.training.preemption import StopRequest
 

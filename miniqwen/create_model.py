@@ -6,7 +6,9 @@ read. Costs: about half a minute for the tokenizer's 50 MB of text, and its word
 the weights in memory.
 """
 
-from miniqwen.config.training import CreateConfig, UserError, parse, user_errors_exit_2
+from miniqwen.config.creating import CreateConfig
+from miniqwen.config.flags import parse
+from miniqwen.errors import UserError, user_errors_exit_2
 
 if __name__ == "__main__":
     with user_errors_exit_2():

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 import train_loop
-from miniqwen.config.training import TrainConfig, parse
+from miniqwen.config.flags import parse
+from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.runtime import Runtime
 from miniqwen.training.preemption import StopRequest
 

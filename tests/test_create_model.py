@@ -18,8 +18,11 @@ from runs import ROOT, article, run_script
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 import miniqwen.create_model as create_model
-from miniqwen.config.training import CreateConfig, TrainConfig, UserError, parse
+from miniqwen.config.creating import CreateConfig
+from miniqwen.config.flags import parse
+from miniqwen.config.training import TrainConfig
 from miniqwen.create_model import MODEL_FILES, main, size_table, training_texts
+from miniqwen.errors import UserError
 from miniqwen.model.modeling_miniqwen import SIZES, Size, size_parameters
 
 

@@ -1,4 +1,4 @@
-"""The house rules: wings import from the wings below them, rooms from the rooms before them, and every file says why."""
+"""The house rules: wings use the wings below them, rooms the rooms before them, and every file opens with why."""
 
 from __future__ import annotations
 

@@ -8,9 +8,7 @@ when resumed from; the output folder has to be one that every machine of the run
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -21,7 +19,8 @@ import torch
 from safetensors import SafetensorError
 
 from miniqwen.checkpoints.tensor_files import StoredTensors, TensorWriter
-from miniqwen.config.training import UserError
+from miniqwen.errors import UserError
+from miniqwen.files import file_hash, sync, write_json
 
 MANIFEST = "manifest.json"
 PROGRESS_FILE = "progress.json"
@@ -73,32 +72,6 @@ class Checkpoint:
     wandb_run_id: str | None
     weights: Mapping[str, torch.Tensor]  # {parameter name: fp32 tensor}
     optimizer_state: Mapping[str, torch.Tensor]  # {"KEY.<parameter name>": tensor}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all: a reader never sees half a file, and the file survives a power cut."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def sync(path: Path) -> None:
-    """Make a file, or a folder's entries, durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_checkpoint(

@@ -6,7 +6,6 @@ tensors are written as they come and read one at a time. Costs: at most `SHARD_B
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from miniqwen.files import write_json
 
 SHARD_BYTES = 2 * 1024**3
 
@@ -49,7 +50,7 @@ class TensorWriter:
         if count > 1:
             where = {tensor: name for name, tensors in zip(names, self._shards, strict=True) for tensor in tensors}
             index = {"metadata": {"total_size": self._total}, "weight_map": where}
-            (self._folder / f"{self._stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+            write_json(self._folder / f"{self._stem}.safetensors.index.json", index)
 
     def _part(self, number: int) -> Path:
         return self._folder / f"{self._stem}.{number}.part"

@@ -8,15 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from miniqwen.config.data import QA_DATASETS, TEXT_DATASETS, DataFlags
 from miniqwen.config.flags import flag
-from miniqwen.config.training import (
-    QA_DATASETS,
-    TEXT_DATASETS,
-    DataFlags,
-    model_problems,
-    precision_name,
-    precision_problems,
-)
+from miniqwen.config.models import model_problems
+from miniqwen.config.precision import precision_name, precision_problems
 
 PROTOCOLS = ("miniqwen", "harness")
 DEFAULT_SPLITS = {"sciq": "test", "commonsenseqa": "validation"}  # CommonsenseQA's test split has no answers
@@ -44,14 +39,14 @@ class EvalConfig(DataFlags):
         None, "split to evaluate (default: SciQ test, CommonsenseQA validation, else test); one without answers gets a "
         "file of predictions", group="data")  # fmt: skip
     train_split: str = flag("train", "split that --num_fewshot and --check_contamination read", group="data")
-    max_eval_samples: int | None = flag(None, "the first N rows only", group="data")
+    max_eval_samples: int | None = flag(None, "the first N rows only", group="data", least=1)
     check_contamination: bool = flag(
         False, "look for the questions in --train_split, and report accuracy with and without those that are there",
         group="data")  # fmt: skip
     protocol: str = flag(
         "miniqwen", "miniqwen: the templates saved beside the model; harness: the prompts and rules of "
         "lm-evaluation-harness (sciq, commonsenseqa)", group="prompt", choices=PROTOCOLS)  # fmt: skip
-    num_fewshot: int = flag(0, "answered questions of --train_split before each question", group="prompt")
+    num_fewshot: int = flag(0, "answered questions of --train_split before each question", group="prompt", least=0)
     answer_format: str | None = flag(
         None, "what is scored: a choice's text or its letter (default: text; under harness what it uses)",
         group="prompt", choices=("text", "letter"))  # fmt: skip
@@ -66,7 +61,7 @@ class EvalConfig(DataFlags):
         False, "also score each choice without its question, for accuracy_unconditional (the harness's "
         "acc_mutual_info)", group="evaluation")  # fmt: skip
     per_device_eval_batch_size: int = flag(
-        8, "questions a device takes at once; halved when memory runs out", group="evaluation"
+        8, "questions a device takes at once; halved when memory runs out", group="evaluation", least=1
     )
     bf16: bool = flag(False, "compute in bfloat16", group="evaluation")
     fp16: bool = flag(False, "compute in float16, on a GPU", group="evaluation")
@@ -74,13 +69,13 @@ class EvalConfig(DataFlags):
         ("letter", "text", "last_line"), "rules that look for the answer in generated text, in this order: a letter "
         "(A, (B), the answer is C), a choice's text, the last line", group="generation",
         choices=("letter", "text", "last_line"))  # fmt: skip
-    max_new_tokens: int = flag(32, "most tokens to generate", group="generation")
+    max_new_tokens: int = flag(32, "most tokens to generate", group="generation", least=1)
     do_sample: bool = flag(False, "sample instead of always taking the most likely token", group="generation")
     temperature: float = flag(1.0, "of sampling", group="generation")
     top_p: float = flag(
         1.0, "sample among the most likely tokens that have this probability together", group="generation"
     )
-    top_k: int = flag(0, "sample among so many most likely tokens (0: all)", group="generation")
+    top_k: int = flag(0, "sample among so many most likely tokens (0: all)", group="generation", least=0)
     seed: int = flag(0, "of sampling", group="generation")
 
     @property
@@ -114,12 +109,6 @@ class EvalConfig(DataFlags):
                 if getattr(self, name)
             ]
         found += precision_problems(self.fp16, self.bf16) + self._generation_problems()
-        for name, least in (
-            ("max_eval_samples", 1), ("per_device_eval_batch_size", 1), ("max_new_tokens", 1), ("num_fewshot", 0),
-            ("top_k", 0),
-        ):  # fmt: skip
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                found.append(f"--{name} {getattr(self, name)}: must be at least {least}")
         if self.output_dir and Path(self.output_dir).exists() and not Path(self.output_dir).is_dir():
             found.append(f"--output_dir {self.output_dir} is a file, not a folder")
         return found + model_problems(self.model_path, None, any_kind=True)

@@ -8,52 +8,26 @@ PyYAML, so that `--help` answers at once; one dataclass field a flag.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import difflib
 import math
-import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
+from miniqwen.errors import UserError
+
 RECORDED = "recorded"  # the section of config.yaml that a run adds for its reader; ignored when the file is used again
 
 BARE = object()  # a flag on the command line without a value
 
 T = TypeVar("T", bound="Flags")
-
-
-class UserError(Exception):
-    """Mistakes the user can mend, all of them: shown on one screen, exit status 2."""
-
-    exit_status = 2
-    of_one_rank = False  # every process finds the same, so one of them says it
-
-    def __init__(self, *problems: str) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
-
-
-@contextlib.contextmanager
-def user_errors_exit_2() -> Iterator[None]:
-    """Print a `UserError` as a short list on stderr and leave with its status, 2 as a rule; other exceptions pass."""
-    try:
-        yield
-    except UserError as error:
-        if os.environ.get("RANK", "0") != "0" and not error.of_one_rank:
-            raise SystemExit(error.exit_status) from None
-        count = len(error.problems)
-        print(f"error: {'1 problem' if count == 1 else f'{count} problems'}", file=sys.stderr)
-        for problem in error.problems:
-            print(f"  * {problem}", file=sys.stderr)
-        raise SystemExit(error.exit_status) from None
 
 
 def flag(
@@ -64,10 +38,11 @@ def flag(
     choices: Sequence[str] = (),
     aliases: Sequence[str] = (),
     required: bool = False,
+    least: int | None = None,
 ) -> Any:
-    """A dataclass field with what the command line needs to know of it."""
-    metadata = {"help": help, "group": group, "choices": choices, "aliases": aliases, "required": required}
-    return field(default=default, metadata=metadata)
+    """A dataclass field with what the command line needs to know of it; `least`: the smallest value it may have."""
+    known = {"help": help, "group": group, "choices": choices, "aliases": aliases, "required": required, "least": least}
+    return field(default=default, metadata=known)
 
 
 @dataclass(frozen=True)
@@ -76,7 +51,12 @@ class Flags:
 
     def problems(self) -> list[str]:
         """Every contradiction between the flags and with the files they name."""
-        return []
+        found = []
+        for f in dataclasses.fields(self):
+            value, least = getattr(self, f.name), f.metadata["least"]
+            if least is not None and value is not None and value < least:
+                found.append(f"--{f.name} {value}: must be at least {least}")
+        return found
 
 
 def parse(

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from miniqwen.config.training import UserError
 from miniqwen.data.windows import Windows
+from miniqwen.errors import UserError
 
 STRIPES_PER_LANE = 64  # pieces of the data a lane gets per epoch at least, so that lanes stay balanced
 LEAST_STRIPE = 1 << 20  # bytes of a large unit, below which its stripes would have no window each

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from miniqwen.config.training import UserError
+from miniqwen.errors import UserError
 
 
 class BadData(UserError):

@@ -9,7 +9,6 @@ Costs: two requests a repository; a file that was just fetched is hashed once.
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,10 @@ from huggingface_hub import HfApi, HfFileSystemFile, get_session, hf_hub_downloa
 from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-from miniqwen.config.training import HUB_TIMEOUT, UserError
+from miniqwen.config.data import HUB_TIMEOUT
 from miniqwen.data.patience import patiently
+from miniqwen.errors import UserError
+from miniqwen.files import file_hash
 
 CARDS = ("README.md", ".huggingface.yaml")  # say which files belong to which split
 TRANSFERS = 3  # of a file that arrives damaged
@@ -56,14 +57,9 @@ def fetched(
         )  # fmt: skip
         copy: str = patiently(call, what, limit)
         stated = Path(copy).resolve().name  # the cache names large files by the hash that the hub states
-        if not re.fullmatch("[0-9a-f]{64}", stated) or _sha256(copy) == stated:
+        if not re.fullmatch("[0-9a-f]{64}", stated) or file_hash(copy) == stated:
             return copy
     raise UserError(f"{what}: arrived {TRANSFERS} times with another SHA-256 than the hub states, {stated}")
-
-
-def _sha256(path: str) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class HubFile(HfFileSystemFile):

@@ -28,7 +28,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from miniqwen.config.training import HUB_TIMEOUT, UserError
+from miniqwen.config.data import HUB_TIMEOUT
+from miniqwen.errors import UserError
 
 LONGEST_WAIT = 60.0  # seconds between two tries, where the hub does not ask for more
 PASSING_STATUS = (408, 429, 500, 502, 503, 504)

@@ -18,11 +18,12 @@ from typing import Any, TypeVar
 import datasets
 from fsspec.core import url_to_fs
 
-from miniqwen.config.training import HUB_TIMEOUT, DataFlags, UserError
+from miniqwen.config.data import HUB_TIMEOUT, DataFlags
 from miniqwen.data.formats import FORMATS
 from miniqwen.data.hub import pinned
 from miniqwen.data.patience import is_passing, patiently
 from miniqwen.data.sources import DataFile, Source, downloaded
+from miniqwen.errors import UserError
 
 REPOSITORIES = {
     "wikipedia": "wikimedia/wikipedia",

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
-from miniqwen.config.training import HUB_TIMEOUT
+from miniqwen.config.data import HUB_TIMEOUT
 from miniqwen.data.formats import SLICED, BadData, Batch, file_batches, format_of, parquet_batches, read_slice
 from miniqwen.data.hub import HubFile, fetched
 from miniqwen.data.patience import patiently

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from miniqwen.config.training import UserError
 from miniqwen.data.sources import Source, Units
 from miniqwen.data.windows import TextWindows
+from miniqwen.errors import UserError
+from miniqwen.files import write_bytes, written_whole
 from miniqwen.model.tokenization_miniqwen import document_encoder, text_oddities, tokenizer_fingerprint
 
 MADE_OF = "made_of.json"
@@ -157,7 +158,7 @@ def write_token_cache(
     if (folder / MADE_OF).is_file():
         _refuse_if_stale(folder, wanted)
     else:
-        _write_whole(folder / MADE_OF, json.dumps(wanted).encode())
+        write_bytes(folder / MADE_OF, json.dumps(wanted).encode())
     listed = source.row_groups if source.row_groups is not None else source.list_row_groups()
     windows = TextWindows(replace(source, row_groups=listed))
     encode = document_encoder(tokenizer)
@@ -170,13 +171,13 @@ def write_token_cache(
         if not done.is_file():
             found = _write_file(folder, number, windows, units, encode, oddities, np.dtype(wanted["dtype"]))
             described = {"starts": [list(windows.starts(unit)) for unit in units], "odd": found}
-            _write_whole(done, json.dumps(described).encode())
+            write_bytes(done, json.dumps(described).encode())
         stored = json.loads(done.read_text())
         starts += stored["starts"]
         odd.append(stored["odd"])
         ends = np.load(folder / f"{number:05}.ends.npy", mmap_mode="r", allow_pickle=False)
         told(file.path, len(ends) - 1, int(ends[-1]))
-    _write_whole(folder / COMPLETE, json.dumps({"starts": starts, "odd": odd, "row_groups": listed}).encode())
+    write_bytes(folder / COMPLETE, json.dumps({"starts": starts, "odd": odd, "row_groups": listed}).encode())
     return folder
 
 
@@ -192,8 +193,7 @@ def _write_file(
     """Write the tokens of one file's rows, and where each row's end; returns what was odd, see `TokenWindows`."""
     ends = [0]
     odd: dict[int, Mapping[str, int] | None] = {}
-    partial = folder / f"{number:05}.tokens.part"
-    with partial.open("wb") as written:
+    with written_whole(folder / f"{number:05}.tokens") as written:
         for rows in _rows(windows, units):
             encoded = iter(encode([text for text in rows if text]))
             for text in rows:
@@ -204,9 +204,8 @@ def _write_file(
                 tokens = np.asarray(next(encoded) if text else [], dtype=dtype)
                 written.write(tokens.tobytes())
                 ends.append(ends[-1] + len(tokens))
-    with (folder / f"{number:05}.ends.npy").open("wb") as file:
+    with written_whole(folder / f"{number:05}.ends.npy") as file:
         np.save(file, np.asarray(ends, dtype=np.int64), allow_pickle=False)
-    partial.replace(folder / f"{number:05}.tokens")
     return odd
 
 
@@ -222,10 +221,3 @@ def _rows(windows: TextWindows, units: Sequence[int]) -> Iterator[Sequence[str |
                     if text is not None and not isinstance(text, str):
                         raise UserError(f"{windows.place(unit, number)}: {text!r:.80} is not text")
                 yield some
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_bytes(data)
-    partial.replace(path)

@@ -21,6 +21,7 @@ from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 
 from miniqwen.data.sources import GZIP_FACTOR, Source, Unit, Units, is_sliced, readable
+from miniqwen.files import sync, write_text, written_whole
 
 WINDOW_BYTES = 1 << 20  # of text; one row may be more
 LARGE_BYTES = 64 << 20  # of a decoded unit: more than that is cut into windows
@@ -146,7 +147,7 @@ def cut_into_windows(source: Source, unit: Unit, folder: Path) -> None:
         starts.append(starts[-1] + len(rows))
         rows.clear()
 
-    with (temporary / "windows.bin").open("wb") as file:
+    with written_whole(temporary / "windows.bin") as file:
         for batch in source.batches(unit):
             for value in batch[source.columns[0]]:
                 rows.append(value)
@@ -156,5 +157,6 @@ def cut_into_windows(source: Source, unit: Unit, folder: Path) -> None:
                     size = 0
         if rows:
             write(file)
-    (temporary / INDEX).write_text(json.dumps({"starts": starts, "offsets": offsets}))
+    write_text(temporary / INDEX, json.dumps({"starts": starts, "offsets": offsets}))
     temporary.rename(folder)
+    sync(folder.parent)

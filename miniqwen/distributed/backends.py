@@ -21,8 +21,10 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
 
-from miniqwen.config.training import TrainConfig, UserError, precision_name
+from miniqwen.config.precision import precision_name
+from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.zero import zero_settings
+from miniqwen.errors import UserError
 
 SINGLE, DDP, FSDP2, ZERO = "one process", "DDP", "FSDP2", "ZeRO"
 KINDS = {

@@ -22,11 +22,12 @@ from accelerate.utils import set_seed
 from torch.distributed.tensor import DTensor
 from transformers.utils import logging as transformers_logging
 
-from miniqwen.config.training import TrainConfig, UserError
+from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.backends import DDP, asked_backend, make_accelerator
 from miniqwen.distributed.peers import Peers, differing
 from miniqwen.distributed.shards import Tensors, inner, is_engine, local_parameters, restore_masters, restore_optimizer
 from miniqwen.distributed.zero import check_engine
+from miniqwen.errors import UserError
 
 Result = TypeVar("Result")
 

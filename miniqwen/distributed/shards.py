@@ -15,7 +15,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from miniqwen.config.training import UserError
+from miniqwen.errors import UserError
 
 COUNTER = "step"  # AdamW's own count of updates: a scalar for each parameter
 Tensors = Mapping[str, torch.Tensor]

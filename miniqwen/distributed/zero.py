@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from miniqwen.config.training import TrainConfig, UserError
+from miniqwen.config.training import TrainConfig
+from miniqwen.errors import UserError
 
 DEEPSPEED_SCHEDULES = {"WarmupLR": "constant_with_warmup", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
 SETTINGS_OF_A_FILE = (

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from miniqwen.config.training import UserError
+from miniqwen.errors import UserError
 from miniqwen.model.attention import SHARED_PREFIX_ATTENTION, SharedPrefixes
 from miniqwen.model.loss import Scored, log_probabilities
 from miniqwen.model.modeling_miniqwen import MODELS, TargetLoss, load_model, read_model

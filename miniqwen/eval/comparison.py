@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from miniqwen.config.training import UserError
+from miniqwen.errors import UserError
 
 RESAMPLES = 10_000
 SHOWN = 20  # questions that are listed of each kind

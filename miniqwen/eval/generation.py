@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from miniqwen.config.evaluating import EvalConfig
-from miniqwen.config.training import UserError
+from miniqwen.errors import UserError
 from miniqwen.eval.metrics import normalised_answer
 from miniqwen.eval.scoring import Halving, model_positions
 from miniqwen.questions.protocols import Request

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from miniqwen.checkpoints.checkpoint import write_json, write_text
-from miniqwen.config.training import UserError
+from miniqwen.errors import UserError
+from miniqwen.files import file_hash, whole_lines, write_json, write_text
 
 ENDINGS = (".gz", ".jsonl", ".json", ".parquet", ".csv")
 
@@ -34,8 +34,7 @@ def model_fingerprint(folder: str | Path) -> str:
     total = hashlib.sha256()
     for file in sorted(Path(folder).glob("*")):
         if file.name == "config.json" or file.suffix == ".safetensors":
-            with file.open("rb") as opened:
-                total.update(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+            total.update(f"{file.name} {file_hash(file)}\n".encode())
     return total.hexdigest()
 
 
@@ -139,6 +138,4 @@ def _disk_errors(file: Path) -> Iterator[None]:
 
 
 def _whole_lines(file: Path) -> list[dict[str, Any]]:
-    """The lines of a file whose last one a killed process may have torn."""
-    text = file.read_bytes()
-    return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
+    return [json.loads(line) for line in whole_lines(file).splitlines()]

@@ -21,7 +21,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm import tqdm
 
-from miniqwen.config.training import UserError
+from miniqwen.errors import UserError
 from miniqwen.model.attention import share_prefixes
 from miniqwen.model.loss import Scored
 from miniqwen.questions.protocols import Request

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedModel, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from miniqwen.config.training import UserError
+from miniqwen.errors import UserError
 from miniqwen.model.attention import ATTENTION, Documents, SharedPrefixes, lay_out
 from miniqwen.model.loss import Scored, computes_in, cross_entropy_sum, log_probabilities
 

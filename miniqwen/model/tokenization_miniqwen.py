@@ -21,7 +21,8 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 
-from miniqwen.config.training import UserError
+from miniqwen.errors import UserError
+from miniqwen.files import encodable
 
 END, CHAT_START, CHAT_END = SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # Qwen2's and Qwen3's own pattern: contractions, words, single digits, punctuation, line ends, spaces.
@@ -60,7 +61,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator((_encodable(text) for text in texts), trainer)
+    tokenizer.train_from_iterator((encodable(text) for text in texts), trainer)
     learned = json.loads(tokenizer.to_str())["model"]
     trained = Qwen2Tokenizer(
         vocab=learned["vocab"], merges=[tuple(pair) for pair in learned["merges"]], unk_token=None, eos_token=END,
@@ -106,7 +107,7 @@ def text_oddities(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], dict[st
         strings = sum(text.count(token) for start, tokens in by_start.items() if start in text for token in tokens)
         if strings:
             found["special_token_strings"] = strings
-        if _encodable(text) is not text:
+        if encodable(text) is not text:
             found["replaced_surrogates"] = len(SURROGATES.findall(text))
         return found
 
@@ -129,7 +130,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], end: Sequence[int] = ()) -> list[np.ndarray]:
     """Each text's tokens and `end`. In pieces, few at once: the library takes 100 bytes a token, and time for them."""
     as_it_is, normalizing, usual = _text_backends(tokenizer)
-    pieces = [(number, piece) for number, text in enumerate(texts) for piece in split_text(_encodable(text), usual)]
+    pieces = [(number, piece) for number, text in enumerate(texts) for piece in split_text(encodable(text), usual)]
     found: list[list[np.ndarray]] = [[] for _ in texts]
     start = 0
     while start < len(pieces):
@@ -180,12 +181,3 @@ def split_text(text: str, usual: int, limit: int = LONGEST_PIECE) -> list[str]:
         pieces.append(text[start:stop])
         start = stop
     return [*pieces, text[start:]] if start < len(text) or not pieces else pieces
-
-
-def _encodable(text: str) -> str:
-    """JSON can spell halves of surrogate pairs, which UTF-8 has no bytes for: they become question marks."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "replace").decode("utf-8")
-    return text

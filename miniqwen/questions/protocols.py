@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from miniqwen.config.evaluating import EvalConfig
-from miniqwen.config.training import UserError
+from miniqwen.errors import UserError
 from miniqwen.questions.rows import LABELS, Question
 from miniqwen.questions.templates import EVALUATION_SEED, Template, choice_order, encode_completions, shuffle_choices
 

@@ -16,7 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from miniqwen.config.training import DataFlags, UserError
+from miniqwen.config.data import DataFlags
+from miniqwen.errors import UserError
+from miniqwen.files import encodable
 
 if TYPE_CHECKING:
     from miniqwen.data.repositories import Repository
@@ -151,12 +153,7 @@ def _text(value: Any, column: str) -> str:
         raise ValueError(f"{column} is empty")
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{column} should be text and is {type(value).__name__}: {str(value)[:60]!r}")
-    return _encodable(str(value))
-
-
-def _encodable(text: str) -> str:
-    """JSON can spell halves of surrogate pairs, which no file can hold: they become question marks."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return encodable(str(value))
 
 
 def _sound_row(values: Mapping[str, Any], columns: Columns, where: str, number: str) -> _Row:
@@ -225,7 +222,7 @@ def _reading(rows: Sequence[_Row], columns: Columns) -> str:
 
 def _position(row: _Row, reading: str, columns: Columns) -> int | None:
     """Which choice the answer is under a reading; None if it is none of them."""
-    answer = _encodable(str(row.answer))
+    answer = encodable(str(row.answer))
     if reading == "text":
         return row.question.choices.index(answer) if answer in row.question.choices else None
     if reading == "column":

@@ -20,8 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from miniqwen.config.data import QA_DATASETS
 from miniqwen.config.evaluating import EvalConfig
-from miniqwen.config.training import QA_DATASETS, TrainConfig, UserError
+from miniqwen.config.training import TrainConfig
+from miniqwen.errors import UserError
+from miniqwen.files import write_json
 from miniqwen.questions.rows import LABELS, Question, read_questions
 
 if TYPE_CHECKING:
@@ -191,7 +194,7 @@ class Template:
     def save(self, folder: str | Path) -> None:
         """Write the templates beside a model, so that evaluation asks as training did."""
         described = {"prompt_template": self.prompt, "choices_template": self.choices}
-        Path(folder, TEMPLATE_FILE).write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        write_json(Path(folder, TEMPLATE_FILE), described)
 
     @classmethod
     def load(cls, folder: str | Path) -> Template:

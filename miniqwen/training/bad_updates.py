@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from miniqwen.checkpoints.checkpoint import Progress, write_json
-from miniqwen.config.training import TrainConfig, UserError
+from miniqwen.checkpoints.checkpoint import Progress
+from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.runtime import Runtime
+from miniqwen.errors import UserError
+from miniqwen.files import write_json
 from miniqwen.training.batches import Update
 
 FILE = "bad_updates.json"

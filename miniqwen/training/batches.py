@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from miniqwen.config.training import UserError
 from miniqwen.data.documents import permutation
 from miniqwen.data.packing import Block, Cursor, best_fit, deal
+from miniqwen.errors import UserError
 from miniqwen.model.attention import cumulative_lengths
 from miniqwen.questions.templates import Example
 

@@ -11,10 +11,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from miniqwen.config.training import TrainConfig, UserError
+from miniqwen.config.training import TrainConfig
 from miniqwen.data.formats import BadData
 from miniqwen.data.patience import HubTimeout
 from miniqwen.distributed.runtime import Runtime
+from miniqwen.errors import UserError
 from miniqwen.training.output_folder import OutputFolder, note_end
 from miniqwen.training.preemption import Preempted, StopRequest
 from miniqwen.training.tracking import Tracker

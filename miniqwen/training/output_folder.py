@@ -28,11 +28,13 @@ from miniqwen.checkpoints.checkpoint import (
     remove_half_written,
     verify,
     write_checkpoint,
-    write_json,
-    write_text,
 )
 from miniqwen.checkpoints.tensor_files import StoredTensors, TensorWriter
-from miniqwen.config.training import LEFT_BY_A_RUN, TrainConfig, UserError, dump
+from miniqwen.config.flags import dump
+from miniqwen.config.output import LEFT_BY_A_RUN
+from miniqwen.config.training import TrainConfig
+from miniqwen.errors import UserError
+from miniqwen.files import write_json, write_text
 from miniqwen.model.modeling_miniqwen import describe_model
 from miniqwen.questions.templates import Template
 from miniqwen.training.batches import Plan

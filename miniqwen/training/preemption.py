@@ -20,7 +20,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from miniqwen.config.training import STOP_FILE, TrainConfig, UserError
+from miniqwen.config.output import STOP_FILE
+from miniqwen.config.training import TrainConfig
+from miniqwen.errors import UserError
 
 if TYPE_CHECKING:
     from miniqwen.distributed.runtime import Runtime

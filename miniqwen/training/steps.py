@@ -9,7 +9,8 @@ import math
 from dataclasses import dataclass
 
 from miniqwen.checkpoints.checkpoint import Progress
-from miniqwen.config.training import TrainConfig, UserError
+from miniqwen.config.training import TrainConfig
+from miniqwen.errors import UserError
 from miniqwen.training.task import Task
 
 

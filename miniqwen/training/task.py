@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from miniqwen.config.training import TrainConfig, UserError
+from miniqwen.config.training import TrainConfig
 from miniqwen.data.bad_units import ReadableUnits
 from miniqwen.data.documents import HeldOut, LaneOrder, hold_out
 from miniqwen.data.packing import Block, Cursor, encoded_documents, pack, skipped_units, split
 from miniqwen.data.repositories import Repository, data_names, locate, text_column
 from miniqwen.data.token_cache import cached_oddities, open_token_cache
 from miniqwen.data.windows import TextWindows, Windows
+from miniqwen.errors import UserError
 from miniqwen.model.tokenization_miniqwen import document_encoder, text_oddities
 from miniqwen.questions.protocols import Prompt, Request, encode_prompt, template_prompt
 from miniqwen.questions.rows import Question

@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from miniqwen.config.training import TrainConfig, UserError
+from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.runtime import Runtime
+from miniqwen.errors import UserError
+from miniqwen.files import cut_torn_line
 
 SHOWN_SAMPLES = 16  # questions in the trackers' table of each evaluation
 SAMPLE_COLUMNS = ("id", "question", "choices", "scores", "prediction", "answer", "correct")
@@ -31,15 +33,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         return "; ".join(f"{one:.2f}" if isinstance(one, float) else str(one) for one in value)
     return str(value)
-
-
-def cut_torn_line(path: Path) -> None:
-    """Cut what a killed process left of its last line."""
-    if path.exists():
-        written = path.read_bytes()
-        whole = written[: written.rfind(b"\n") + 1]
-        if whole != written:
-            path.write_bytes(whole)
 
 
 class Window:

@@ -16,9 +16,9 @@ from transformers import Qwen3ForCausalLM
 
 from miniqwen.checkpoints.checkpoint import Progress, complete_checkpoints, read_checkpoint, verify, write_checkpoint
 from miniqwen.checkpoints.tensor_files import StoredTensors, TensorWriter
-from miniqwen.config.training import UserError
 from miniqwen.distributed.runtime import scale_of, set_scale
 from miniqwen.distributed.shards import gathered
+from miniqwen.errors import UserError
 from miniqwen.model.modeling_miniqwen import describe_model, load_model
 
 

@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from miniqwen.config.creating import CreateConfig
 from miniqwen.config.evaluating import EvalConfig
-from miniqwen.config.training import CreateConfig, PrepareConfig, TrainConfig, UserError, dump, parse
+from miniqwen.config.flags import dump, parse
+from miniqwen.config.preparing import PrepareConfig
+from miniqwen.config.training import TrainConfig
+from miniqwen.errors import UserError
 from miniqwen.questions.templates import template_flags
 
 ROOT = Path(__file__).parents[2]

@@ -15,13 +15,15 @@ import pytest
 from runs import article, run_script
 from transformers import AutoTokenizer
 
-from miniqwen.config.training import DataFlags, TrainConfig, UserError
+from miniqwen.config.data import DataFlags
+from miniqwen.config.training import TrainConfig
 from miniqwen.data.documents import HeldOut, LaneOrder
 from miniqwen.data.formats import BadData
 from miniqwen.data.packing import data_report
 from miniqwen.data.repositories import resolve
 from miniqwen.data.token_cache import write_token_cache
 from miniqwen.data.windows import TextWindows
+from miniqwen.errors import UserError
 from miniqwen.training.batches import Plan
 from miniqwen.training.task import list_data, make_task
 

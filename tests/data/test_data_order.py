@@ -16,10 +16,12 @@ import pytest
 from runs import article, run_script, write_parquet
 from transformers import PreTrainedTokenizerBase
 
-from miniqwen.config.training import TEXT_DATASETS, TrainConfig, UserError
+from miniqwen.config.data import TEXT_DATASETS
+from miniqwen.config.training import TrainConfig
 from miniqwen.data.packing import chained
 from miniqwen.data.repositories import resolve
 from miniqwen.data.token_cache import write_token_cache
+from miniqwen.errors import UserError
 from miniqwen.model.tokenization_miniqwen import document_encoder, load_tokenizer
 from miniqwen.training.batches import Plan, Update
 from miniqwen.training.task import Task, list_data, make_task

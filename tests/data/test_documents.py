@@ -17,12 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miniqwen.config.training import DataFlags, UserError
+from miniqwen.config.data import DataFlags
 from miniqwen.data import sources, windows
 from miniqwen.data.documents import HeldOut, LaneOrder, Piece, Position, hold_out, permutation
 from miniqwen.data.repositories import resolve
 from miniqwen.data.sources import Source
 from miniqwen.data.windows import TextWindows
+from miniqwen.errors import UserError
 
 TEXTS = [f"document {number}" + ", and so on" * (number % 5) for number in range(97)]
 FORMATS = ("parquet", "jsonl", "json", "jsonl.gz", "json.gz", "csv", "csv.gz", "txt", "txt.gz")

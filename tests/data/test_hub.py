@@ -16,13 +16,14 @@ from faulty_hub import Fault, FaultyHub
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from runs import ROOT, article, write_parquet
 
-from miniqwen.config.training import UserError
 from miniqwen.data.patience import HubTimeout, is_passing, patiently
+from miniqwen.errors import UserError
 
 NAMES = ("some/parquet", "some/zipped", "some/lines")
 READ = """
 import hashlib, json, sys
-from miniqwen.config.training import DataFlags, UserError
+from miniqwen.config.data import DataFlags
+from miniqwen.errors import UserError
 from miniqwen.data.repositories import resolve
 digest = hashlib.sha256()
 try:

@@ -17,8 +17,9 @@ import torch
 from runs import ROOT, run_script
 from safetensors.torch import load_file
 
-from miniqwen.config.training import TrainConfig, UserError
+from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.backends import DDP, FSDP2, ZERO, _fsdp_plugin, asked_backend
+from miniqwen.errors import UserError
 from miniqwen.model.modeling_miniqwen import MiniQwenConfig, MiniQwenForCausalLM
 from miniqwen.training.batches import MicroBatch
 from miniqwen.training.optimizers import make_optimizer

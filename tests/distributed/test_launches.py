@@ -11,8 +11,9 @@ import pytest
 import yaml
 from runs import ROOT, metrics, needs_compiler, run_script
 
-from miniqwen.config.training import TrainConfig, UserError
+from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.backends import DDP, FSDP2, SINGLE, ZERO, asked_backend
+from miniqwen.errors import UserError
 
 CONFIG = TrainConfig(per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=1e-3)
 ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "no"}

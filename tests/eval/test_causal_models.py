@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
-from miniqwen.config.training import UserError
+from miniqwen.errors import UserError
 from miniqwen.eval.causal_models import SHARED, RowModel, SharedPrefixModel, load_causal_model, scorer
 from miniqwen.eval.scoring import model_positions, score_rounds
 from miniqwen.model.modeling_miniqwen import MiniQwen2ForCausalLM, MiniQwenForCausalLM

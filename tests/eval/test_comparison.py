@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from miniqwen.config.training import UserError
+from miniqwen.errors import UserError
 from miniqwen.eval.comparison import compare, told
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from miniqwen.config.evaluating import EvalConfig
-from miniqwen.config.training import UserError
+from miniqwen.errors import UserError
 from miniqwen.eval.generation import extract, generate_rounds
 from miniqwen.model.modeling_miniqwen import MiniQwenConfig, MiniQwenForCausalLM
 from miniqwen.model.tokenization_miniqwen import train_tokenizer

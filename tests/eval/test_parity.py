@@ -26,7 +26,7 @@ from transformers import (
 
 import eval_loop
 from miniqwen.config.evaluating import EvalConfig
-from miniqwen.config.training import parse
+from miniqwen.config.flags import parse
 from miniqwen.demo import write_demo
 from miniqwen.model.modeling_miniqwen import MiniQwenConfig, new_model, save_model
 from miniqwen.model.tokenization_miniqwen import load_tokenizer, train_tokenizer

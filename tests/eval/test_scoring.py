@@ -15,7 +15,7 @@ import torch
 from runs import ROOT
 from transformers import PreTrainedTokenizerBase
 
-from miniqwen.config.training import UserError
+from miniqwen.errors import UserError
 from miniqwen.eval import scoring
 from miniqwen.eval.scoring import is_truncated, score_rounds
 from miniqwen.model.modeling_miniqwen import MiniQwenConfig, MiniQwenForCausalLM

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import eval_loop
 from miniqwen.config.evaluating import EvalConfig
-from miniqwen.config.training import parse
+from miniqwen.config.flags import parse
 from miniqwen.eval.scoring import score_rounds
 from miniqwen.model.modeling_miniqwen import MiniQwenConfig, MiniQwenForCausalLM, save_model
 from miniqwen.model.tokenization_miniqwen import load_tokenizer, train_tokenizer

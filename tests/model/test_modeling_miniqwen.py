@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from miniqwen.config.training import UserError
+from miniqwen.errors import UserError
 from miniqwen.model.modeling_miniqwen import (
     SIZES,
     MiniQwen2ForCausalLM,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from miniqwen.config.training import UserError
+from miniqwen.errors import UserError
 from miniqwen.model.tokenization_miniqwen import (
     LONGEST_PIECE,
     PATTERN,

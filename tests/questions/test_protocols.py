@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from miniqwen.config.evaluating import EvalConfig
-from miniqwen.config.training import UserError
+from miniqwen.errors import UserError
 from miniqwen.model.tokenization_miniqwen import train_tokenizer
 from miniqwen.questions.protocols import encode_prompt, leading_tokens, make_prompts, unconditional_request
 from miniqwen.questions.rows import LABELS, Question

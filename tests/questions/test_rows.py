@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from miniqwen.config.training import DataFlags, UserError
+from miniqwen.config.data import DataFlags
 from miniqwen.data.repositories import resolve
+from miniqwen.errors import UserError
 from miniqwen.questions.rows import Question, read_questions
 
 SCIQ_ROW = {

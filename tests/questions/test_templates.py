@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from miniqwen.config.training import TrainConfig, UserError
+from miniqwen.config.training import TrainConfig
+from miniqwen.errors import UserError
 from miniqwen.model.tokenization_miniqwen import encode_text, train_tokenizer
 from miniqwen.questions.rows import Question
 from miniqwen.questions.templates import (

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miniqwen.config.training import UserError
 from miniqwen.data.packing import Block, Cursor, split
+from miniqwen.errors import UserError
 from miniqwen.questions.templates import Example
 from miniqwen.training.batches import (
     IGNORED,

@@ -9,8 +9,10 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from miniqwen.config.training import SCHEDULES, TrainConfig, UserError
+from miniqwen.config.schedule import SCHEDULES
+from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.shards import gathered, restore_optimizer
+from miniqwen.errors import UserError
 from miniqwen.training.optimizers import make_optimizer, make_schedule, parameter_groups, set_learning_rate
 
 CONFIG = TrainConfig(learning_rate=1e-2, weight_decay=0.1, min_lr_ratio=0.1)

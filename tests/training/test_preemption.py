@@ -17,7 +17,8 @@ from runs import ROOT, TINY, article, command, lines, run_script, running, state
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from miniqwen.config.training import TrainConfig, seconds
+from miniqwen.config.survival import seconds
+from miniqwen.config.training import TrainConfig
 from miniqwen.training.preemption import SAME_KEY_PRESS, SIGNALS, Preempted, StopRequest
 
 
@@ -164,7 +165,8 @@ def test_an_evaluation_is_given_up_on_all_ranks_and_made_after_the_resume(
 WAITING = """
 import os, signal, sys, threading, itertools
 from miniqwen.training.batches import prefetched, Update
-from miniqwen.config.training import TrainConfig, UserError
+from miniqwen.config.training import TrainConfig
+from miniqwen.errors import UserError
 from miniqwen.training.preemption import StopRequest, next_update
 from miniqwen.distributed.runtime import Runtime
 

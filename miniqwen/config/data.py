@@ -1,0 +1,105 @@
+"""Where text and questions come from: the flags of every command that reads data.
+
+Promises: a name that can be no data set is told with the nearest that is one, before anything is asked of the hub.
+Costs: a look for the files and folders that are named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from miniqwen.config.flags import Flags, flag
+
+TEXT_DATASETS = ("wikipedia", "arxiv", "both")
+QA_DATASETS = ("sciq", "commonsenseqa")
+HUB_TIMEOUT = 1800.0  # seconds
+
+
+@dataclass(frozen=True)
+class DataFlags(Flags):
+    """Where text and questions come from: shared by every command that reads data."""
+
+    dataset_name: str | None = flag(
+        None, "wikipedia, arxiv, both, sciq, commonsenseqa, a hub id (OWNER/NAME), or a local file or folder "
+        "(.parquet, .jsonl, .json, .csv, .txt; also .gz)", group="data", required=True)  # fmt: skip
+    dataset_config_name: str | None = flag(None, "configuration (subset) of a hub data set", group="data")
+    wikipedia_version: str = flag(
+        "20220301.en", "Wikipedia dump as DATE.LANGUAGE; one that the hub no longer serves is replaced by the newest "
+        "of that language, and the run says so", group="data")  # fmt: skip
+    data_root: str | None = flag(
+        None, "folder laid out like the hub (DIR/OWNER/NAME/...), used instead of it", group="data"
+    )
+    cache_dir: str | None = flag(None, "where downloads are kept (default: the Hugging Face cache)", group="data")
+    hub_timeout: float = flag(
+        HUB_TIMEOUT, "seconds to wait, at one place, for a hub that does not answer; then the run saves, and ends with "
+        "status 75", group="data")  # fmt: skip
+    streaming: bool = flag(
+        True, "read text as it is needed; False downloads the files of the data set first", group="data"
+    )
+    sample_by: str = flag(
+        "line", "a document of a .txt file: a line, a paragraph (up to a blank line), or the whole file (document), as "
+        "in the text loader of datasets", group="data", choices=("line", "paragraph", "document"))  # fmt: skip
+    text_column: str | None = flag(None, "column with the text (text data the project has no name for)", group="data")
+    question_column: str | None = flag(None, "column with the question (QA data of your own)", group="data")
+    choices_column: str | None = flag(
+        None, "column with the choices: a list of texts, or {label, text} as in CommonsenseQA; several columns with "
+        "commas (distractor1,distractor2,...) to which the answer is added", group="data")  # fmt: skip
+    answer_column: str | None = flag(
+        None, "column with the answer: a choice's text, its label, or its number from 0", group="data")  # fmt: skip
+    support_column: str | None = flag(
+        None, "column with a supporting passage, for {support} in the template", group="data"
+    )
+    id_column: str | None = flag(None, "column with a row's id (default: id, else the row number)", group="data")
+
+    def column_flags(self) -> dict[str, str]:
+        """The column mapping that was given, by flag name."""
+        return {
+            f.name: value
+            for f in dataclasses.fields(self)
+            if f.name.endswith("_column") and (value := getattr(self, f.name))
+        }
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if not self.dataset_name:
+            return found
+        qa_columns = [name for name in self.column_flags() if name not in ("text_column", "id_column")]
+        if self.dataset_name in TEXT_DATASETS and self.column_flags():
+            found.append(
+                f"--{next(iter(self.column_flags()))}: the columns of {self.dataset_name} are known; leave it out"
+            )
+        if self.dataset_name in QA_DATASETS and self.column_flags():
+            found.append(
+                f"--{next(iter(self.column_flags()))}: the columns of {self.dataset_name} are known; leave it out"
+            )
+        if self.text_column and qa_columns:
+            found.append(f"--text_column and --{qa_columns[0]} contradict each other: text data or QA data?")
+        if self.dataset_name not in TEXT_DATASETS + QA_DATASETS:
+            found += unknown_dataset(self.dataset_name)
+        if self.hub_timeout < 0:
+            found.append(f"--hub_timeout {self.hub_timeout}: must not be negative")
+        if self.data_root and not Path(self.data_root).is_dir():
+            found.append(
+                f"--data_root {self.data_root}: no such folder (make one with `python prepare_datasets.py --download`)"
+            )
+        return found
+
+
+def unknown_dataset(name: str) -> list[str]:
+    """Why `name` can be neither a data set of ours, nor a hub id, nor a local file; empty when it may be one."""
+    if Path(name).exists():
+        return []
+    known = TEXT_DATASETS + QA_DATASETS
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    hint = (
+        f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(known)}, OWNER/NAME on the hub, or a file"
+    )
+    looks_local = (
+        name.startswith((".", "/", "~"))
+        or name.count("/") != 1
+        or Path(name).suffix in (".parquet", ".jsonl", ".json", ".gz", ".csv", ".txt")
+    )
+    return [f"--dataset_name {name}: no such data set or file{hint}"] if looks_local else []

@@ -1,0 +1,100 @@
+"""Where a run is written, how often, and to whom it is told.
+
+Promises: nothing that is already there may be lost without being asked for. Costs: a look into the folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from miniqwen.config.flags import flag
+from miniqwen.config.task import TaskFlags
+
+TRACKERS = ("tensorboard", "wandb")
+STOP_FILE = "STOP"  # touched in --output_dir, it ends the run
+# What a run leaves in its folder: all that --overwrite_output_dir deletes there.
+LEFT_BY_A_RUN = (
+    STOP_FILE, "bad_updates.json", "config.yaml", "metrics.jsonl", "trainer_state.json", "runs", "wandb", "report.html",
+    "checkpoint-*", ".*.tmp", "model*.safetensors", "model.safetensors.index.json", "config.json",
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "prompt_templates.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OutputFlags(TaskFlags):
+    """The output folder, what is continued in it, and the trackers."""
+
+    output_dir: str | None = flag(None, "where the run is written", group="output", required=True)
+    overwrite_output_dir: bool = flag(
+        False, "delete what an earlier run left in --output_dir, and start afresh", group="output"
+    )
+    resume_from_checkpoint: str = flag(
+        "none", "auto: continue from the newest complete checkpoint in --output_dir; a checkpoint's path; or none",
+        group="output")  # fmt: skip
+
+    logging_steps: int = flag(10, "updates between two lines of metrics", group="output", least=1)
+    save_steps: int = flag(500, "updates between checkpoints; the last update is always saved", group="output", least=1)
+    async_save: bool = flag(
+        False, "write checkpoints in the background: training goes on after a copy is made, in the memory of rank 0 "
+        "(parameters and optimizer, in fp32)", group="output")  # fmt: skip
+    save_total_limit: int | None = flag(
+        None, "keep the newest N checkpoints (and the best one)", group="output", least=1
+    )
+    report_to: tuple[str, ...] = flag(
+        ("tensorboard",), "trackers beside metrics.jsonl: tensorboard, wandb, all, none", group="output",
+        choices=(*TRACKERS, "all", "none"))  # fmt: skip
+    run_name: str | None = flag(None, "name of the run in W&B (default: the output folder)", group="output")
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        if "none" in self.report_to:
+            return ()
+        return TRACKERS if "all" in self.report_to else self.report_to
+
+    def problems(self) -> list[str]:
+        found = [*super().problems(), *self._folder_problems()]
+        if self.allow_data_change and self.resume_from_checkpoint == "none":
+            found.append("--allow_data_change belongs to --resume_from_checkpoint")
+        if len(self.report_to) > 1 and {"all", "none"} & set(self.report_to):
+            found.append(f"--report_to {' '.join(self.report_to)}: `all` and `none` stand alone")
+        return found
+
+    def _folder_problems(self) -> list[str]:
+        """Nothing that is already there may be lost without being asked for."""
+        if not self.output_dir:
+            return []
+        folder, resume = Path(self.output_dir), self.resume_from_checkpoint
+        if folder.exists() and not folder.is_dir():
+            return [f"--output_dir {folder} is a file, not a folder"]
+        found = []
+        if resume not in ("none", "auto"):
+            if not (Path(resume) / "manifest.json").is_file():
+                found.append(f"--resume_from_checkpoint {resume}: no complete checkpoint (no manifest.json there)")
+            if self.overwrite_output_dir:
+                found.append(
+                    "--overwrite_output_dir would delete what --resume_from_checkpoint PATH continues: give one"
+                )
+        if self.overwrite_output_dir and self.model_path and folder.resolve() in (
+            Path(self.model_path).resolve(), *Path(self.model_path).resolve().parents
+        ):  # fmt: skip
+            found.append(
+                f"--overwrite_output_dir would delete the model in --model_path {self.model_path}: "
+                "choose another --output_dir"
+            )
+        elif folder.is_dir() and any(p.name != STOP_FILE for p in folder.iterdir()) and not self.overwrite_output_dir:
+            inside = Path(resume).resolve().parent == folder.resolve()
+            continues = inside or (
+                resume == "auto" and (_has_checkpoint(folder) or not (folder / "config.json").exists())
+            )
+            if not continues:
+                found.append(
+                    f"--output_dir {folder} is not empty: continue its run with --resume_from_checkpoint auto, "
+                    "or delete it with --overwrite_output_dir"
+                )
+        return found
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return any(folder.glob("checkpoint-*/manifest.json"))

@@ -1,0 +1,42 @@
+"""In which precision a command computes, and what it spends to save memory or time.
+
+Promises: what this machine cannot compute in is refused, with what it can. Costs: torch is imported for --fp16 alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from miniqwen.config.flags import Flags, flag
+
+
+@dataclass(frozen=True)
+class PrecisionFlags(Flags):
+    """How numbers are held, and what is recomputed or compiled."""
+
+    fp16: bool = flag(False, "mixed precision with float16 (needs a GPU)", group="precision")
+    bf16: bool = flag(False, "mixed precision with bfloat16", group="precision")
+    gradient_checkpointing: bool = flag(
+        False, "recompute activations: less memory, about a third slower", group="precision"
+    )
+    torch_compile: bool = flag(False, "compile the layers with torch.compile", group="precision")
+
+    def problems(self) -> list[str]:
+        return [*super().problems(), *precision_problems(self.fp16, self.bf16)]
+
+
+def precision_name(fp16: bool, bf16: bool) -> str:
+    """What these flags ask for, as Accelerate names it."""
+    return "fp16" if fp16 else "bf16" if bf16 else "no"
+
+
+def precision_problems(fp16: bool, bf16: bool) -> list[str]:
+    """Why a computation cannot run in the precision that these flags ask for."""
+    if fp16 and bf16:
+        return ["--fp16 and --bf16 contradict each other: give one"]
+    if fp16:
+        import torch  # only here: the other checks need nothing heavy
+
+        if not torch.cuda.is_available():
+            return ["--fp16 needs a GPU, and none is visible: use --bf16, which works on CPUs too"]
+    return []

@@ -1,0 +1,83 @@
+"""What the user asked of prepare_datasets.py.
+
+Promises: as flags.py. Costs: nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from miniqwen.config.data import HUB_TIMEOUT, QA_DATASETS, TEXT_DATASETS, unknown_dataset
+from miniqwen.config.flags import Flags, flag
+from miniqwen.config.models import model_problems
+
+
+@dataclass(frozen=True)
+class PrepareConfig(Flags):
+    """Flags of prepare_datasets.py."""
+
+    wikipedia: bool = flag(False, "prepare Wikipedia", group="what")
+    arxiv: bool = flag(False, "prepare the arXiv papers", group="what")
+    sciq: bool = flag(False, "prepare SciQ", group="what")
+    commonsenseqa: bool = flag(False, "prepare CommonsenseQA", group="what")
+    all: bool = flag(False, "prepare all four", group="what")
+    demo: str | None = flag(None, "write the generated demo mirror to this folder instead", group="what")
+    download: str | None = flag(
+        None, "copy the files of the chosen data sets to this folder, for --data_root", group="how"
+    )
+    tokenize: str | None = flag(
+        None, "tokenize the training text into this folder, for train_loop.py --token_cache", group="how"
+    )
+    model_path: str | None = flag(None, "folder of the model whose tokenizer --tokenize uses", group="how")
+    dataset_name: str | None = flag(
+        None, "text of your own to prepare: a hub id (OWNER/NAME), or a local file or folder", group="what"
+    )
+    dataset_config_name: str | None = flag(None, "configuration (subset) of --dataset_name", group="what")
+    text_column: str | None = flag(None, "column with the text of --dataset_name (default: text)", group="what")
+    sample_by: str = flag(
+        "line", "a document of a .txt file: line, paragraph or document", group="what",
+        choices=("line", "paragraph", "document"))  # fmt: skip
+    streaming: bool = flag(
+        True, "read only the rows that are shown; False downloads each data set to the cache", group="how"
+    )
+    wikipedia_version: str = flag("20220301.en", "Wikipedia dump as DATE.LANGUAGE", group="how")
+    data_root: str | None = flag(None, "check a mirror instead of the hub", group="how")
+    cache_dir: str | None = flag(None, "where downloads are kept (default: the Hugging Face cache)", group="how")
+    hub_timeout: float = flag(HUB_TIMEOUT, "seconds to wait, at one place, for a hub that does not answer", group="how")
+    num_samples: int = flag(2, "rows to show of each data set", group="how")
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        names = ("wikipedia", "arxiv", *QA_DATASETS)
+        chosen = names if self.all else tuple(name for name in names if getattr(self, name))
+        return (*chosen, self.dataset_name) if self.dataset_name else chosen
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if not self.datasets and not self.demo:
+            found.append(
+                "nothing to prepare: give --all, --wikipedia, --arxiv, --sciq, --commonsenseqa, --dataset_name NAME, "
+                "or --demo DIR"
+            )
+        if self.dataset_name in TEXT_DATASETS + QA_DATASETS:
+            own = ("wikipedia", "arxiv") if self.dataset_name == "both" else (self.dataset_name,)
+            found.append(f"--dataset_name {self.dataset_name}: has flags of its own; give --{' --'.join(own)}")
+        elif self.dataset_name:
+            found += unknown_dataset(self.dataset_name)
+        if bool(self.tokenize) != bool(self.model_path):
+            found.append("--tokenize DIR and --model_path M belong together: the model's tokenizer makes the tokens")
+        if self.tokenize:
+            found += model_problems(self.model_path, None)
+        if self.datasets and self.demo:
+            found.append("--demo writes data of its own; leave the other data sets out")
+        for name in ("num_samples", "hub_timeout"):
+            if getattr(self, name) < 0:
+                found.append(f"--{name} {getattr(self, name)}: must not be negative")
+        if self.data_root and not Path(self.data_root).is_dir():
+            found.append(f"--data_root {self.data_root}: no such folder")
+        for name in ("demo", "download", "tokenize"):
+            target = getattr(self, name)
+            if target and Path(target).exists() and not Path(target).is_dir():
+                found.append(f"--{name} {target} is a file, not a folder")
+        return found

@@ -1,0 +1,88 @@
+"""How a file is written whole, made durable, hashed, and read where a killed process may have torn it.
+
+Promises: what `write_*` wrote is there whole or not at all, and survives a power cut: a temporary name beside the file,
+a sync, a rename, a sync of the folder. Costs: two syncs a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file to write; it gets its name when the block ends, and is removed when the block fails."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Whole or not at all: a reader never sees half a file, and the file survives a power cut."""
+    with written_whole(path) as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same for text in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """The same for JSON, for people to read."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sync(path: Path) -> None:
+    """Make a file, or a folder's entries, durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def whole_lines(path: Path) -> bytes:
+    """What a file of lines holds, without what a killed process left of its last one."""
+    written = path.read_bytes()
+    return written[: written.rfind(b"\n") + 1]
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cut off what a killed process left of the last line, if the file is there."""
+    if path.exists():
+        whole = whole_lines(path)
+        if len(whole) != path.stat().st_size:
+            os.truncate(path, len(whole))
+
+
+def encodable(text: str) -> str:
+    """JSON can spell halves of surrogate pairs, which no file in UTF-8 can hold: they become question marks.
+
+    The very same text where there are none.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode("utf-8")
+    return text
