@@ -23,7 +23,8 @@ import torch
 
 from miniqwen.model.attention import cumulative_lengths
 from miniqwen.model.loss import cross_entropy_sum
-from miniqwen.model.modeling_miniqwen import SIZES, MiniQwenForCausalLM, new_model
+from miniqwen.model.modeling_miniqwen import MiniQwenForCausalLM, new_model
+from miniqwen.model.sizes import SIZES
 
 BLOCKS, LENGTH, CLAIM = 4, 1024, 1.15
 # Tokens of a document. Wikipedia's and the papers' are log-normal fits to the real excerpts with Qwen's tokenizer.

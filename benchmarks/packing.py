@@ -30,7 +30,7 @@ def own_tokenizer(name: str, data_root: Path) -> Any:
     from miniqwen.config.training import TrainConfig
     from miniqwen.data.repositories import resolve
     from miniqwen.model.tokenization_miniqwen import train_tokenizer
-    from miniqwen.questions.templates import training_questions
+    from miniqwen.questions.examples import training_questions
 
     config = TrainConfig(dataset_name=name, data_root=str(data_root))
     train, _ = training_questions(resolve(name, config), name, config)

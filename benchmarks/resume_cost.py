@@ -27,7 +27,8 @@ import pyarrow.parquet as pq
 
 from miniqwen.config.training import TrainConfig
 from miniqwen.data.formats import Batch
-from miniqwen.data.sources import Source, Unit
+from miniqwen.data.sources import Source
+from miniqwen.data.units import Unit
 from miniqwen.model.tokenization_miniqwen import train_tokenizer
 from miniqwen.training.batches import Plan
 from miniqwen.training.task import list_data, make_task

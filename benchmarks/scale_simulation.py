@@ -31,7 +31,8 @@ import numpy as np
 
 from miniqwen.data.documents import HeldOut, LaneOrder, Position
 from miniqwen.data.packing import Cursor
-from miniqwen.data.sources import FOOTERS_KEPT, KEPT_BYTES, LISTING_THREADS, DataFile, Units
+from miniqwen.data.sources import FOOTERS_KEPT, KEPT_BYTES, LISTING_THREADS
+from miniqwen.data.units import DataFile, Units
 
 LANES = 1024
 BLOCK = 1024

@@ -17,13 +17,15 @@ import torch
 from runs import ROOT, article, run_script
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-import miniqwen.create_model as create_model
 from miniqwen.config.creating import CreateConfig
 from miniqwen.config.flags import parse
 from miniqwen.config.training import TrainConfig
-from miniqwen.create_model import MODEL_FILES, main, size_table, training_texts
+from miniqwen.create_model import main
+from miniqwen.data.tokenizer_text import training_texts
 from miniqwen.errors import UserError
-from miniqwen.model.modeling_miniqwen import SIZES, Size, size_parameters
+from miniqwen.model import folder
+from miniqwen.model.folder import MODEL_FILES
+from miniqwen.model.sizes import SIZES, Size, size_parameters, size_table
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def hashes(folder: Path) -> dict[str, str]:
 def test_the_command_makes_a_stock_folder_and_says_what_it_is_and_what_comes_next(mirror: Path, tmp_path: Path) -> None:
     output = tmp_path / "a model"
     flags = ("--data_root", mirror, "--vocab_size", 320, "--output_dir", output, "--wikipedia_version", "20220301.en")
-    done = run_script("miniqwen/create_model.py", *flags)
+    done = run_script("-m", "miniqwen.create_model", *flags)
     assert done.returncode == 0, done.stderr
     assert "using 20231101.en" in done.stdout
     model, tokenizer = AutoModelForCausalLM.from_pretrained(output), AutoTokenizer.from_pretrained(output)
@@ -147,13 +149,13 @@ def test_a_failure_while_writing_leaves_nothing_new_and_what_was_there_untouched
 ) -> None:
     output = tmp_path / "model"
     main(settings(mirror, output))
-    before, save = hashes(output), create_model.save_model
+    before, save = hashes(output), folder.save_model
 
     def full_disk(*arguments: object) -> None:
         save(*arguments)  # type: ignore[arg-type]
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(create_model, "save_model", full_disk)
+    monkeypatch.setattr(folder, "save_model", full_disk)
     for target in (output, tmp_path / "new"):
         with pytest.raises(UserError, match="No space left"):
             main(settings(mirror, target, overwrite_output_dir=True))
@@ -230,7 +232,7 @@ def test_checkpoints_that_cannot_be_imported_are_refused_with_the_reason(model: 
 
 def test_a_hub_id_that_was_never_downloaded_is_refused_at_once_when_offline(tmp_path: Path) -> None:
     flags = ("--from_pretrained", "someone/something", "--output_dir", tmp_path / "model")
-    done = run_script("miniqwen/create_model.py", *flags, environment={"HF_HOME": str(tmp_path / "home")})
+    done = run_script("-m", "miniqwen.create_model", *flags, environment={"HF_HOME": str(tmp_path / "home")})
     assert done.returncode == 2
     assert "someone/something: not downloaded yet" in done.stderr
     assert not (tmp_path / "model").exists()

@@ -22,7 +22,8 @@ from miniqwen.config.data import HUB_TIMEOUT, DataFlags
 from miniqwen.data.formats import FORMATS
 from miniqwen.data.hub import pinned
 from miniqwen.data.patience import is_passing, patiently
-from miniqwen.data.sources import DataFile, Source, downloaded
+from miniqwen.data.sources import Source, downloaded
+from miniqwen.data.units import DataFile
 from miniqwen.errors import UserError
 
 REPOSITORIES = {

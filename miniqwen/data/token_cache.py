@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from miniqwen.data.sources import Source, Units
+from miniqwen.data.sources import Source
+from miniqwen.data.units import Units
 from miniqwen.data.windows import TextWindows
 from miniqwen.errors import UserError
 from miniqwen.files import write_bytes, written_whole

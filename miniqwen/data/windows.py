@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,9 @@ from typing import Any, Protocol
 from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 
-from miniqwen.data.sources import GZIP_FACTOR, Source, Unit, Units, is_sliced, readable
+from miniqwen.data.formats import BadData
+from miniqwen.data.sources import GZIP_FACTOR, Source, readable
+from miniqwen.data.units import Unit, Units, is_sliced
 from miniqwen.files import sync, write_text, written_whole
 
 WINDOW_BYTES = 1 << 20  # of text; one row may be more
@@ -88,7 +91,7 @@ class TextWindows:
         return f"{self.source.files[found.file].path}: row {row}{part}"
 
     def skipped(self, unit: int) -> tuple[str, str] | None:
-        return None  # see bad_units.py
+        return None  # see ReadableUnits
 
     def _column(self, unit: int) -> Sequence[Any]:
         return self.source.read(self.units()[unit])[self.source.columns[0]]
@@ -107,6 +110,59 @@ class TextWindows:
                     readable(cut, file, found.part, self.source.cache_dir)
         index: dict[str, list[int]] = json.loads((folder / INDEX).read_text())
         return index
+
+
+class ReadableUnits:
+    """The windows of a source, none of them in a unit that cannot be read (`--on_bad_data skip`).
+
+    What is skipped is a function of the data: a unit with a single byte that cannot be decoded has no rows, for every
+    lane, rank and machine. What was skipped once stays skipped for the run, because the cursors carry it: also where
+    the file was mended meanwhile, so that a resumed run goes on as it began; a new run reads the mended file. A unit is
+    read when its rows are counted, a moment before they are wanted.
+    """
+
+    def __init__(self, text: TextWindows) -> None:
+        self.name = text.name
+        self._text = text
+        self._bad: dict[str, str] = {}
+
+    def remember(self, bad: Mapping[str, str]) -> None:
+        """Units that an earlier part of the run skipped, {unit: what was wrong}: they stay skipped."""
+        self._bad |= bad
+
+    def units(self) -> Units:
+        return self._text.units()
+
+    def is_large(self, unit: int) -> bool:
+        return self._text.is_large(unit)
+
+    def starts(self, unit: int) -> Sequence[int]:
+        label = self._label(unit)
+        if label in self._bad:
+            return [0]
+        try:
+            starts = self._text.starts(unit)
+            if not self.is_large(unit):  # a large one was read to be cut
+                self._text.read(unit, 0)
+            return starts
+        except BadData as error:
+            self._bad[label] = str(error)
+            print(f"{self.name}: skipped {label} (--on_bad_data skip): {error}", file=sys.stderr, flush=True)
+            return [0]
+
+    def read(self, unit: int, window: int) -> Sequence[Any]:
+        return self._text.read(unit, window)
+
+    def place(self, unit: int, row: int) -> str:
+        return self._text.place(unit, row)
+
+    def skipped(self, unit: int) -> tuple[str, str] | None:
+        label = self._label(unit)
+        return (label, self._bad[label]) if label in self._bad else None
+
+    def _label(self, unit: int) -> str:
+        found = self.units()[unit]
+        return f"{self._text.source.files[found.file].path}#{found.part}"
 
 
 def decoded_bytes(source: Source, unit: Unit) -> int:

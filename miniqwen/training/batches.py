@@ -24,7 +24,7 @@ from miniqwen.data.documents import permutation
 from miniqwen.data.packing import Block, Cursor, best_fit, deal
 from miniqwen.errors import UserError
 from miniqwen.model.attention import cumulative_lengths
-from miniqwen.questions.templates import Example
+from miniqwen.questions.examples import Example
 
 ENDING_SECONDS = 10.0  # for a background thread to finish the item it is at; one that waits for the hub is left
 IGNORED = -100  # target of positions that are not trained on, as everywhere in the field

@@ -19,26 +19,24 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from miniqwen.config.training import TrainConfig
-from miniqwen.data.bad_units import ReadableUnits
 from miniqwen.data.documents import HeldOut, LaneOrder, hold_out
 from miniqwen.data.packing import Block, Cursor, encoded_documents, pack, skipped_units, split
 from miniqwen.data.repositories import Repository, data_names, locate, text_column
 from miniqwen.data.token_cache import cached_oddities, open_token_cache
-from miniqwen.data.windows import TextWindows, Windows
+from miniqwen.data.windows import ReadableUnits, TextWindows, Windows
 from miniqwen.errors import UserError
 from miniqwen.model.tokenization_miniqwen import document_encoder, text_oddities
-from miniqwen.questions.protocols import Prompt, Request, encode_prompt, template_prompt
-from miniqwen.questions.rows import Question
-from miniqwen.questions.templates import (
+from miniqwen.questions.examples import (
     Example,
     Fitted,
-    Template,
     fit_examples,
     plain_example,
-    shuffle_choices,
     training_example,
     training_questions,
 )
+from miniqwen.questions.protocols import Prompt, Request, encode_prompt, template_prompt
+from miniqwen.questions.rows import Question
+from miniqwen.questions.templates import Template, shuffle_choices
 from miniqwen.training.batches import (
     MicroBatch,
     Plan,

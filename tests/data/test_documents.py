@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miniqwen.config.data import DataFlags
-from miniqwen.data import sources, windows
+from miniqwen.data import units, windows
 from miniqwen.data.documents import HeldOut, LaneOrder, Piece, Position, hold_out, permutation
 from miniqwen.data.repositories import resolve
 from miniqwen.data.sources import Source
@@ -74,7 +74,7 @@ def epoch(order: LaneOrder, lane: int, number: int) -> list[str]:
 
 def units_are_cut_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the test's files had gigabytes: slices of a few lines, units of many windows."""
-    monkeypatch.setattr(sources, "SLICE_BYTES", 50)
+    monkeypatch.setattr(units, "SLICE_BYTES", 50)
     monkeypatch.setattr(windows, "LARGE_BYTES", 300)
     monkeypatch.setattr(windows, "WINDOW_BYTES", 100)
     monkeypatch.setattr("miniqwen.data.documents.LEAST_STRIPE", 20)
@@ -138,7 +138,7 @@ def test_no_cut_of_files_into_units_windows_and_stripes_loses_or_repeats_a_docum
     texts: list[str], lanes: int, kind: str, sizes: tuple[int, int, int, int]
 ) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sources, "SLICE_BYTES", sizes[0])
+        patched.setattr(units, "SLICE_BYTES", sizes[0])
         patched.setattr(windows, "LARGE_BYTES", sizes[1])
         patched.setattr(windows, "WINDOW_BYTES", sizes[2])
         patched.setattr("miniqwen.data.documents.NEIGHBOURS", sizes[3])
@@ -183,7 +183,7 @@ def test_stripes_share_out_windows_where_there_are_enough_and_rows_where_there_a
 def test_plain_text_is_cut_into_lines_paragraphs_or_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample_by: str, expected: list[str], slice_bytes: int
 ) -> None:
-    monkeypatch.setattr(sources, "SLICE_BYTES", slice_bytes)
+    monkeypatch.setattr(units, "SLICE_BYTES", slice_bytes)
     file = tmp_path / "book.txt"
     file.write_text("One.\nStill one.\n\nTwo, long enough to reach over a slice.\n\n\nThree.\n  \nFünf.")
     flags = DataFlags(dataset_name=str(file), sample_by=sample_by)

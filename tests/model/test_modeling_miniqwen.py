@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qw
 
 from miniqwen.errors import UserError
 from miniqwen.model.modeling_miniqwen import (
-    SIZES,
     MiniQwen2ForCausalLM,
     MiniQwenConfig,
     MiniQwenForCausalLM,
@@ -23,9 +22,9 @@ from miniqwen.model.modeling_miniqwen import (
     load_model,
     new_model,
     save_model,
-    size_parameters,
 )
-from miniqwen.questions.templates import Example
+from miniqwen.model.sizes import SIZES, size_parameters
+from miniqwen.questions.examples import Example
 from miniqwen.training.batches import block_rows, example_batch, packed
 
 SHAPE = {

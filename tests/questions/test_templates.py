@@ -13,20 +13,17 @@ from transformers import PreTrainedTokenizerBase
 from miniqwen.config.training import TrainConfig
 from miniqwen.errors import UserError
 from miniqwen.model.tokenization_miniqwen import encode_text, train_tokenizer
-from miniqwen.questions.rows import Question
-from miniqwen.questions.templates import (
+from miniqwen.questions.examples import (
     Example,
     Fitted,
-    Template,
     encode_example,
     fit_examples,
     hold_out,
     plain_example,
-    shuffle_choices,
-    template_flags,
-    template_problems,
     training_example,
 )
+from miniqwen.questions.rows import Question
+from miniqwen.questions.templates import Template, shuffle_choices, template_flags, template_problems
 
 QUESTION = Question("q1", "Which gas?", ("neon", "oxygen"), 1, "oxygen", "Air has {oxygen}.")
 

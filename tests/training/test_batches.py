@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from miniqwen.data.packing import Block, Cursor, split
 from miniqwen.errors import UserError
-from miniqwen.questions.templates import Example
+from miniqwen.questions.examples import Example
 from miniqwen.training.batches import (
     IGNORED,
     MicroBatch,

@@ -1,0 +1,44 @@
+"""A model's folder: which files it holds, and how a new one takes its place.
+
+Promises: it appears whole or not at all. Costs: the weights are written once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from miniqwen.errors import UserError
+from miniqwen.model.modeling_miniqwen import save_model
+
+# All that --overwrite_output_dir deletes where a model is made.
+MODEL_FILES = (
+    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "chat_template.jinja", "prompt_templates.json",
+)  # fmt: skip
+
+
+def write_folder(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write beside the folder first, then rename; into a folder that is there, file by file, config.json last."""
+    folder = folder.resolve()
+    temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
+    try:
+        temporary.mkdir(parents=True)
+        save_model(model, temporary, model.dtype)
+        tokenizer.save_pretrained(temporary)
+        if not folder.exists():
+            temporary.rename(folder)
+            return
+        for pattern in MODEL_FILES:
+            for old in folder.glob(pattern):
+                old.unlink()
+        for new in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
+            new.rename(folder / new.name)
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
