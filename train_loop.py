@@ -4,8 +4,8 @@
     accelerate launch train_loop.py --model_path O --dataset_name sciq --output_dir S --num_train_epochs 5
 
 Read `train` below aloud: it is the whole of it. Everything it calls is a room of `miniqwen/` that does one thing: the
-data order (documents, packing, batches, tasks), the loss (loss, modeling_miniqwen), the movement (optimizers), what
-survives (checkpoint) and what is told (tracking).
+data order (`data`), the model and its loss (`model`), the process among the others (`distributed`), what survives
+(`checkpoints`), and what one run is (`training`: opening, movement, stopping, what is told).
 Promises: an interrupted run that is resumed ends with the weights of one that was not. The output folder then holds the
 final model for stock transformers, checkpoints, metrics and the resolved configuration.
 """
@@ -28,68 +28,31 @@ if __name__ == "__main__":
         )
     STOP = StopRequest(CONFIG)  # before the heavy imports too: no signal is lost
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
 import torch
 
-from miniqwen.checkpoints.checkpoint import Progress, read_checkpoint
-from miniqwen.checkpoints.tensor_files import StoredTensors
+from miniqwen.checkpoints.checkpoint import Progress
+from miniqwen.config.training import TrainConfig
 from miniqwen.data.packing import data_report, lanes_together
-from miniqwen.distributed.runtime import Runtime
-from miniqwen.distributed.shards import gathered
 from miniqwen.eval.answers import Answer
 from miniqwen.eval.scoring import score_rounds
-from miniqwen.model.modeling_miniqwen import compile_layers, count_parameters, load_model
-from miniqwen.model.tokenization_miniqwen import load_tokenizer
 from miniqwen.training.bad_updates import BadUpdates
-from miniqwen.training.batches import Plan
 from miniqwen.training.ending import failures_told, reason_to_stop
-from miniqwen.training.optimizers import make_optimizer, make_schedule, set_learning_rate
-from miniqwen.training.output_folder import OutputFolder, check_batch, continued, open_output_dir, versions
+from miniqwen.training.opening import Run, open_run
+from miniqwen.training.optimizers import make_schedule, set_learning_rate
 from miniqwen.training.preemption import GivenUp, Preempted, next_update, until_stopped
-from miniqwen.training.steps import Steps
-from miniqwen.training.task import Task, list_data, make_task
-from miniqwen.training.tracking import SHOWN_SAMPLES, Tracker, Window
+from miniqwen.training.tracking import SHOWN_SAMPLES, Window
 
 
-@dataclass(frozen=True)
-class Run:
-    """What the loop works with, beside the flags and the data; `output` only on the rank that writes."""
-
-    model: torch.nn.Module
-    optimizer: Any
-    runtime: Runtime
-    stop: StopRequest
-    tracker: Tracker
-    output: OutputFolder | None
-
-    def save(self, progress: Progress, window: Window) -> None:
-        """A checkpoint of this moment: every rank takes part, rank 0 writes."""
-        cursors = self.runtime.gather(progress.cursor)
-        cursor = {key: value for part in cursors for key, value in part.items()}
-        scale = self.runtime.loss_scale(self.model)
-        whole = replace(progress, cursor=cursor, loss_scale=scale, **window.pending(self.runtime))
-        tensors = gathered(self.model, self.optimizer)  # one at a time, from all ranks
-        with self.runtime.together(tensors):
-            if self.output:
-                self.output.save(whole, tensors, self.tracker.wandb_run_id)
-
-    def write_final_model(self, progress: Progress) -> None:
-        """Every rank takes part, rank 0 writes."""
-        tensors = gathered(self.model, None)
-        with self.runtime.together(tensors):
-            if self.output:
-                self.tracker.say(f"{self.output.write_final_model(tensors, progress)} is in {self.output.folder}")
-
-
-def train(config: TrainConfig, task: Task, steps: Steps, run: Run, progress: Progress) -> tuple[Progress, bool]:
-    """Updates from `progress.step` to the last one; returns how far the run came, and whether it was asked to stop.
+def train(run: Run) -> tuple[Progress, bool]:
+    """Updates from where the run begins to the last one; returns how far it came, and whether it was asked to stop.
 
     At each boundary between updates: evaluate, save, then make the next update.
     """
+    config, task, steps, progress = run.config, run.task, run.steps, run.begins
     model, optimizer, runtime = run.model, run.optimizer, run.runtime
     schedule = make_schedule(config, steps.total, steps.warmup)
     updates = task.updates(progress.cursor)
@@ -103,7 +66,7 @@ def train(config: TrainConfig, task: Task, steps: Steps, run: Run, progress: Pro
         step = progress.step
         last = step == steps.total
         if step > progress.evaluated_step and steps.evaluation_is_due(step):
-            progress = evaluated(config, task, run, progress)
+            progress = evaluated(run, progress)
             whole = progress.evaluated_step == step  # unless a stop request came
             last = whole and (last or out_of_patience(config, progress))
         if progress is not saved and (last or step % config.save_steps == 0 or progress.best_step == step):
@@ -151,25 +114,26 @@ def train(config: TrainConfig, task: Task, steps: Steps, run: Run, progress: Pro
             window = Window(runtime.device)
 
 
-def evaluated(config: TrainConfig, task: Task, run: Run, progress: Progress) -> Progress:
+def evaluated(run: Run, progress: Progress) -> Progress:
     """`progress` after an evaluation at its step, which the tracker is told of; unchanged when a stop request came."""
     began = perf_counter()
     try:
-        result, samples = evaluate(config, task, run)
+        result, samples = evaluate(run)
     except GivenUp:
         return progress
     run.tracker.evaluation(progress.step, {**result, "eval_seconds": perf_counter() - began}, samples)
-    return progress.with_evaluation(result[config.best_metric], config.larger_is_better)
+    return progress.with_evaluation(result[run.config.best_metric], run.config.larger_is_better)
 
 
 @torch.no_grad()
-def evaluate(config: TrainConfig, task: Task, run: Run) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def evaluate(run: Run) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """`eval_loss`: cross-entropy summed over all validation tokens of all ranks, divided by their number.
 
     For questions with choices also `eval_accuracy`: the share whose right choice has the highest log-likelihood, and
     the records of the first of them. Raises `GivenUp` on every rank when one is asked to stop.
     """
-    model, runtime = run.runtime.evaluable(run.model), run.runtime
+    config, task, runtime = run.config, run.task, run.runtime
+    model = runtime.evaluable(run.model)
     was_training = model.training
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=runtime.device)
@@ -201,70 +165,17 @@ def out_of_patience(config: TrainConfig, progress: Progress) -> bool:
 
 def main(config: TrainConfig, stop: StopRequest) -> None:
     """One run: open everything, train (or only evaluate), write the final model."""
-    runtime = Runtime(config)
-    runtime.agree({**versions(), **config.alike})
-    folder = runtime.on_main(lambda: open_output_dir(config))
-    stop.forget_stale_file()
-    with runtime.together():  # what only one rank finds amiss ends all of them
-        checkpoint = read_checkpoint(Path(folder)) if folder else None
-        source = checkpoint.folder if checkpoint else Path(str(config.model_path))
-        tokenizer = load_tokenizer(source)
-    plan = Plan(
-        config.per_device_train_batch_size, config.gradient_accumulation_steps, runtime.rank, runtime.world_size
-    )
-    if checkpoint:
-        check_batch(checkpoint, plan)
-    listings = runtime.on_main(lambda: list_data(config))  # the hub is asked once, whatever the number of processes
-    with runtime.together():
-        task = make_task(config, listings, tokenizer, plan, checkpoint.identity.get("lanes") if checkpoint else None)
-    config, lowered = config.once_an_epoch(task.updates_per_epoch)
-    steps = Steps.of(config, task)
-    runtime.agree({"data": task.identity, "checkpoint": str(checkpoint.progress) if checkpoint else None})
-    identity = continued(config, checkpoint, task.identity, steps.total) if checkpoint else task.identity
-    progress = checkpoint.progress if checkpoint else Progress()
-
-    model = load_model(source)
-    parameters = count_parameters(model)
-    optimizer = make_optimizer(model, config)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if config.torch_compile:
-        compile_layers(model)
-    prepared, prepared_optimizer = runtime.prepare(model, optimizer)
-    weights = checkpoint.weights if checkpoint else StoredTensors(source, "model")
-    state = checkpoint.optimizer_state if checkpoint else None
-    runtime.restore(prepared, prepared_optimizer, weights, state, progress.loss_scale)
-    if checkpoint:
-        runtime.print(f"continuing from {checkpoint.folder}, update {progress.step}")
-    runs_on, rows = runtime.describe(prepared, parameters), plan.rows_per_update
-    size = f"{steps.total} updates of {rows} {task.rows_are} ({'' if task.updates_per_epoch is None else 'at most '}"
-    for line in (*task.notes, *lowered, f"{runs_on}; {size}{rows * config.length:,} tokens)"):
-        runtime.print(line)
-
-    bare = runtime.unwrap(prepared)
-    output = OutputFolder(config, bare, tokenizer, task.template, identity) if runtime.is_main else None
-    tracker = Tracker(
-        config, runtime.is_main, progress.step, steps.total, checkpoint.wandb_run_id if checkpoint else None
-    )
-    run = Run(prepared, prepared_optimizer, runtime, stop, tracker, output)
-    if output:
-        output.start(
-            progress,
-            tracker.wandb_run_id,
-            {"data": identity, "validation": task.held_out, "parameters": parameters, "runs_on": runs_on},
-        )
-    with failures_told(config, runtime, stop, tracker, output):
+    run = open_run(config, stop)
+    with failures_told(config, run.runtime, stop, run.tracker, run.output):
         if config.trains:
-            progress, stopped = train(config, task, steps, run, progress)
+            progress, stopped = train(run)
         else:
-            stopped = evaluated(config, task, run, progress) is progress
-        reason = reason_to_stop(stop, runtime) if stopped else None
+            progress = evaluated(run, run.begins)
+            stopped = progress is run.begins
+        reason = reason_to_stop(stop, run.runtime) if stopped else None
         if config.trains and not stopped:
             run.write_final_model(progress)
-    tracker.close()
-    if output:
-        output.set_status("preempted" if stopped else "finished", progress, tracker.wandb_run_id, reason)
-    runtime.close()
+    run.close("preempted" if stopped else "finished", progress, reason)
     if stopped:
         raise Preempted(config.preempted_exit_code)
 

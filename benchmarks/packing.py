@@ -43,7 +43,7 @@ def packed(name: str, given: argparse.Namespace, tokenizer: Any) -> tuple[float,
 
     from miniqwen.config.training import TrainConfig
     from miniqwen.training.batches import Plan
-    from miniqwen.training.task import list_data, make_task
+    from miniqwen.training.opening import list_data, make_task
 
     config = TrainConfig(
         dataset_name=name, data_root=str(given.data_root), max_seq_length=given.max_seq_length, packing=True,

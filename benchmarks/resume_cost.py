@@ -31,7 +31,7 @@ from miniqwen.data.sources import Source
 from miniqwen.data.units import Unit
 from miniqwen.model.tokenization_miniqwen import train_tokenizer
 from miniqwen.training.batches import Plan
-from miniqwen.training.task import list_data, make_task
+from miniqwen.training.opening import list_data, make_task
 
 LANES = 16
 LENGTH = 256

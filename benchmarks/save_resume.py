@@ -26,7 +26,8 @@ from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.shards import gathered, restore_optimizer
 from miniqwen.model.modeling_miniqwen import MiniQwenConfig, count_parameters, new_model
 from miniqwen.model.tokenization_miniqwen import train_tokenizer
-from miniqwen.training.output_folder import OutputFolder, checkpoint_to_resume
+from miniqwen.training.output_folder import OutputFolder
+from miniqwen.training.resuming import checkpoint_to_resume
 
 LIMIT = 0.2  # of the foreground save
 WIDTHS = {1: 128, 10: 320, 50: 768, 100: 1024, 200: 1536}  # millions of parameters to hidden size, roughly

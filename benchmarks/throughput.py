@@ -73,7 +73,7 @@ def updates_of(tokenizer: Any, files: list[Path], column: str, threads: int) -> 
     """Endless updates of 16 blocks of the text, as the training loop gets them."""
     from miniqwen.config.training import TrainConfig
     from miniqwen.training.batches import Plan
-    from miniqwen.training.task import list_data, make_task
+    from miniqwen.training.opening import list_data, make_task
 
     config = TrainConfig(
         dataset_name=str(files[0].parent), task="pretrain", text_column=column, max_steps=1, block_size=LENGTH,

@@ -24,7 +24,7 @@ FLOORS: tuple[dict[str, str], ...] = (
              "pretrained"},
     {"questions": "rows templates examples protocols"},
     {
-        "training": "plan batches prefetching updates task text_task question_task optimizers preemption bad_updates "
+        "training": "prefetching batches task text_task question_task optimizers preemption bad_updates "
                     "resuming output_folder tracking ending opening",
         "eval": "causal_models rows_of_choices scoring metrics generation answers comparison result_files",
     },

@@ -1,21 +1,17 @@
-"""How blocks and examples become updates: the plan, micro-batches, prefetching.
+"""How blocks and examples become updates: the plan, and micro-batches.
 
 Promises: an update is the same set of blocks (or examples) however it is cut into ranks and micro-batches; every rank
 gets the same number of micro-batches; the update carries the data cursor that stands behind it. Documents that share a
 row can be kept apart; fine-tuning examples, laid end to end without padding or packed into blocks, always are.
-Costs: background threads (`--preprocessing_num_workers`) that work ahead by a few updates.
+Costs: numpy copies.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-import queue
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,12 +20,9 @@ from miniqwen.data.documents import permutation
 from miniqwen.data.packing import Block, Cursor, best_fit, deal
 from miniqwen.errors import UserError
 from miniqwen.model.attention import cumulative_lengths
+from miniqwen.model.loss import IGNORED
 from miniqwen.questions.examples import Example
-
-ENDING_SECONDS = 10.0  # for a background thread to finish the item it is at; one that waits for the hub is left
-IGNORED = -100  # target of positions that are not trained on, as everywhere in the field
-UPDATES_AHEAD = 8  # that each lane makes at once where several threads share the lanes
-Item = TypeVar("Item")
+from miniqwen.training.prefetching import rounds_of
 
 
 @dataclass(frozen=True)
@@ -174,11 +167,11 @@ def text_updates(
 ) -> Iterator[Update]:
     """Endless updates of this rank: the same number of blocks from each of its lanes, in lane order.
 
-    `workers`: see `_rounds`. `end` keeps documents apart: see `block_batch`.
+    `workers`: see `rounds_of`. `end` keeps documents apart: see `block_batch`.
     """
     rounds = plan.rows_per_update // num_lanes
     order = sorted(lanes)
-    for made in _rounds([lanes[lane] for lane in order], rounds, workers):
+    for made in rounds_of([lanes[lane] for lane in order], rounds, workers):
         blocks = [of_lane[number] for number in range(rounds) for of_lane in made]
         length = len(blocks[0].tokens)
         micro_batches = [
@@ -188,46 +181,6 @@ def text_updates(
         last = [of_lane[-1].cursor for of_lane in made]
         cursor = {str(lane): behind.to_json() for lane, behind in zip(order, last, strict=True)}
         yield Update.of(micro_batches, cursor, max(behind.epoch for behind in last))
-
-
-def _rounds(lanes: Sequence[Iterator[Block]], rounds: int, workers: int) -> Iterator[list[list[Block]]]:
-    """For each update, the next `rounds` blocks of each lane.
-
-    Several `workers` (threads) make the blocks of several lanes at once, up to `UPDATES_AHEAD` updates of each, and the
-    next ones of a lane as soon as these are fetched: lanes need the tokenizer at different times, and no thread waits
-    for another. A lane is only ever in the hands of one of them, so its blocks are the same; and an error in a lane is
-    raised where its block was to come.
-    """
-    if workers <= 1:
-        while True:
-            yield [list(itertools.islice(lane, rounds)) for lane in lanes]
-    pool, updates = ThreadPoolExecutor(workers), 1  # the first update is waited for
-    try:
-        coming = [pool.submit(_some_of, lane, rounds) for lane in lanes]
-        while True:
-            count, updates = updates, min(2 * updates, UPDATES_AHEAD)
-            made = []
-            for number, lane in enumerate(lanes):
-                made.append(coming[number].result())
-                coming[number] = pool.submit(_some_of, lane, rounds * updates)
-            for start in range(0, rounds * count, rounds):
-                for blocks, error in made:
-                    if error is not None and len(blocks) < start + rounds:
-                        raise error
-                yield [blocks[start : start + rounds] for blocks, _ in made]
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _some_of(lane: Iterator[Block], number: int) -> tuple[list[Block], BaseException | None]:
-    """The next blocks of a lane, and the error that cut them short."""
-    blocks: list[Block] = []
-    try:
-        for block in itertools.islice(lane, number):
-            blocks.append(block)
-    except BaseException as error:
-        return blocks, error
-    return blocks, None
 
 
 def lane_cursors(stored: Mapping[str, Any], names: Sequence[str], lanes: range) -> dict[int, Cursor]:
@@ -294,66 +247,3 @@ def block_rows(examples: Sequence[Example], length: int, seed: int) -> Callable[
 def packed(rows: Sequence[Sequence[Example]], length: int, size: int) -> MicroBatch:
     """`rows` as blocks [size, length]: empty ones fill the batch, so that its shape never changes."""
     return packed_batch([*rows, *([()] * (size - len(rows)))], length)
-
-
-class Prefetched(Iterator[Item]):
-    """The same items, made by a background thread that works up to `ahead` of them in advance; without one at 0.
-
-    An error in the thread is raised here, in its place. Cursors travel with the items, so working ahead changes
-    nothing. Closing this iterator, or losing it, ends the thread.
-    """
-
-    def __init__(self, items: Iterator[Item], ahead: int) -> None:
-        self._items = items
-        self._made: queue.Queue[tuple[Item | None, BaseException | None]] | None = None
-        self._closed = threading.Event()
-        if ahead:
-            self._made = queue.Queue(maxsize=ahead)
-            self._thread = threading.Thread(target=_work_ahead, args=(items, self._made, self._closed), daemon=True)
-            self._thread.start()
-
-    def within(self, seconds: float | None) -> Item | None:
-        """The next item, or None when the thread does not have it in time; None `seconds` wait without end."""
-        if self._made is None:
-            return next(self._items)
-        try:
-            item, error = self._made.get(timeout=seconds)
-        except queue.Empty:
-            return None
-        if error is not None:
-            raise error
-        return item
-
-    def __next__(self) -> Item:
-        item = self.within(None)
-        assert item is not None
-        return item
-
-    def close(self) -> None:
-        self._closed.set()
-        while self._made is not None and not self._made.empty():  # a thread that waits to hand over can go on, and end
-            self._made.get_nowait()
-        # Python ending inside a thread that is in torch aborts the process; the collector may call from that thread
-        if self._made is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout=ENDING_SECONDS)
-
-    def __del__(self) -> None:
-        self.close()
-
-
-def _work_ahead(
-    items: Iterator[Item], made: queue.Queue[tuple[Item | None, BaseException | None]], closed: threading.Event
-) -> None:
-    try:
-        for item in items:
-            made.put((item, None))
-            if closed.is_set():
-                return
-        made.put((None, StopIteration()))
-    except BaseException as error:
-        made.put((None, error))
-
-
-def prefetched(items: Iterator[Item], ahead: int = 2) -> Prefetched[Item]:
-    """`items`, made in advance; see `Prefetched`."""
-    return Prefetched(items, ahead)

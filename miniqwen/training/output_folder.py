@@ -12,7 +12,6 @@ import json
 import platform
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,24 +21,20 @@ from transformers import PreTrainedTokenizerBase
 
 from miniqwen.checkpoints.background import Background
 from miniqwen.checkpoints.checkpoint import (
-    Checkpoint,
     Progress,
     complete_checkpoints,
     remove_half_written,
-    verify,
     write_checkpoint,
 )
 from miniqwen.checkpoints.tensor_files import StoredTensors, TensorWriter
 from miniqwen.config.flags import dump
 from miniqwen.config.output import LEFT_BY_A_RUN
 from miniqwen.config.training import TrainConfig
-from miniqwen.errors import UserError
 from miniqwen.files import write_json, write_text
 from miniqwen.model.modeling_miniqwen import describe_model
 from miniqwen.questions.templates import Template
-from miniqwen.training.batches import Plan
+from miniqwen.training.resuming import checkpoint_to_resume
 
-SHOWN_CHANGES = 10
 VERSIONS = ("miniqwen", "torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "numpy")
 
 
@@ -58,29 +53,6 @@ def open_output_dir(config: TrainConfig) -> str | None:
     remove_half_written(folder)
     chosen = checkpoint_to_resume(config)
     return str(chosen) if chosen else None
-
-
-def checkpoint_to_resume(config: TrainConfig) -> Path | None:
-    """The checkpoint that `--resume_from_checkpoint` names, every file of it verified; None to start afresh.
-
-    Of `auto`'s, a damaged one is named on stderr and the one before it taken. Raises `UserError` where none is whole.
-    """
-    if config.resume_from_checkpoint == "none":
-        return None
-    if config.resume_from_checkpoint != "auto":
-        verify(Path(config.resume_from_checkpoint))
-        return Path(config.resume_from_checkpoint)
-    damaged: list[str] = []
-    for folder in reversed(complete_checkpoints(Path(str(config.output_dir)))):
-        try:
-            verify(folder)
-            return folder
-        except UserError as error:
-            damaged += error.problems
-            print(f"{error}: trying the one before it", file=sys.stderr, flush=True)
-    if damaged:
-        raise UserError(*damaged, "no checkpoint is whole: --overwrite_output_dir starts afresh")
-    return None
 
 
 class OutputFolder:
@@ -183,22 +155,6 @@ class OutputFolder:
             self._template.save(folder)
 
 
-def check_batch(checkpoint: Checkpoint, plan: Plan) -> None:
-    """Raises `UserError`, naming what would keep it, when an update has not as many rows as the checkpoint's."""
-    identity = checkpoint.identity
-    rows = identity.get("blocks_per_update") or identity["examples_per_update"]
-    if plan.rows_per_update == rows:
-        return
-    was = f"{checkpoint.folder}: an update was {rows} rows, and {plan.micro_batch} x {plan.accumulation} on "
-    was += f"{plan.world_size} processes are {plan.rows_per_update} (blocks_per_update)"
-    if rows % plan.world_size:
-        raise UserError(f"{was}: {rows} cannot be shared out on {plan.world_size} processes; use a divisor of it")
-    each = rows // plan.world_size
-    micro = next(size for size in range(min(plan.micro_batch, each), 0, -1) if each % size == 0)
-    size = "" if micro == plan.micro_batch else f"--per_device_train_batch_size {micro} "
-    raise UserError(f"{was}: {size}--gradient_accumulation_steps {each // micro} keeps them")
-
-
 def note_end(folder: Path, status: str, reason: str) -> None:
     """Say in trainer_state.json how the run ended and why; what it says of the checkpoints stays true.
 
@@ -207,54 +163,6 @@ def note_end(folder: Path, status: str, reason: str) -> None:
     file = folder / "trainer_state.json"
     if file.exists():
         write_json(file, {**json.loads(file.read_text(encoding="utf-8")), "status": status, "reason": reason})
-
-
-def continued(
-    config: TrainConfig, checkpoint: Checkpoint, identity: Mapping[str, Any], total_steps: int
-) -> dict[str, Any]:
-    """The identity of the data that a resumed run goes on with: `identity` and what was changed on the way to it.
-
-    Raises `UserError` when the data, its order or the length of the training do not continue the checkpoint's. Other
-    files of the same sources are let through, and recorded, with --allow_data_change.
-    """
-    step, stored = checkpoint.progress.step, dict(checkpoint.identity)
-    history = stored.pop("data_changes", [])
-    differences = changed(stored, identity)
-    if differences and config.allow_data_change and not changed(_order_of(stored), _order_of(identity)):
-        history = [*history, {"step": step, "changes": differences}]
-    elif differences:
-        what = "the data or its order is not what the checkpoint was made with"
-        hint = "" if changed(_order_of(stored), _order_of(identity)) else " (--allow_data_change goes on with it)"
-        shown = [f"{checkpoint.folder}: {what}{hint}: {difference}" for difference in differences[:SHOWN_CHANGES]]
-        more = len(differences) - len(shown)
-        raise UserError(*shown, *([f"and {more} more differences"] if more else []))
-    if step > total_steps:
-        raise UserError(
-            f"{checkpoint.folder} is already at update {step}, and the training has {total_steps}: raise --max_steps"
-        )
-    return {**identity, "data_changes": history} if history else dict(identity)
-
-
-def _order_of(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What no flag lets change: which sources, in what order. The rest is what their files are."""
-    files_are = ("sources", "source", "held_out_rows", "examples")
-    kept = {key: value for key, value in identity.items() if key not in files_are}
-    return {**kept, "names": sorted(identity.get("sources", {}))}
-
-
-def changed(stored: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two identities, by name; files by their path, with their sizes in bytes."""
-    found = []
-    for key in {**stored, **current}:
-        before, now = stored.get(key), current.get(key)
-        if key == "files" and isinstance(before, list) and isinstance(now, list):
-            before, now = dict(before), dict(now)
-        if isinstance(before, dict) and isinstance(now, dict):
-            found += changed(before, now, f"{prefix}{key}.")
-        elif before != now:
-            was, is_now = ("absent" if value is None else repr(value) for value in (before, now))
-            found.append(f"{prefix}{key}: was {was}, is {is_now}")
-    return found
 
 
 def versions() -> dict[str, str]:

@@ -26,7 +26,8 @@ from miniqwen.errors import UserError
 
 if TYPE_CHECKING:
     from miniqwen.distributed.runtime import Runtime
-    from miniqwen.training.batches import Prefetched, Update
+    from miniqwen.training.batches import Update
+    from miniqwen.training.prefetching import Prefetched
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 POLL = 1.0  # seconds between two looks for the STOP file, and between two questions of ranks that wait for data

@@ -25,7 +25,7 @@ from miniqwen.data.token_cache import write_token_cache
 from miniqwen.data.windows import TextWindows
 from miniqwen.errors import UserError
 from miniqwen.training.batches import Plan
-from miniqwen.training.task import list_data, make_task
+from miniqwen.training.opening import list_data, make_task
 
 ROWS = [article(number) for number in range(80)]
 GROUP = 10  # rows of a row group

@@ -24,7 +24,8 @@ from miniqwen.data.token_cache import write_token_cache
 from miniqwen.errors import UserError
 from miniqwen.model.tokenization_miniqwen import document_encoder, load_tokenizer
 from miniqwen.training.batches import Plan, Update
-from miniqwen.training.task import Task, list_data, make_task
+from miniqwen.training.opening import list_data, make_task
+from miniqwen.training.task import Task
 
 BLOCKS = 8  # in an update
 LENGTH = 48

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from miniqwen.data.packing import Block, Cursor, split
 from miniqwen.errors import UserError
+from miniqwen.model.loss import IGNORED
 from miniqwen.questions.examples import Example
 from miniqwen.training.batches import (
-    IGNORED,
     MicroBatch,
     Plan,
     block_batch,
@@ -26,11 +26,11 @@ from miniqwen.training.batches import (
     packed,
     packed_batch,
     padding_free,
-    prefetched,
     single_rows,
     text_updates,
     updates_per_epoch,
 )
+from miniqwen.training.prefetching import prefetched
 
 
 def lane(number: int) -> Iterator[Block]:

@@ -164,7 +164,8 @@ def test_an_evaluation_is_given_up_on_all_ranks_and_made_after_the_resume(
 
 WAITING = """
 import os, signal, sys, threading, itertools
-from miniqwen.training.batches import prefetched, Update
+from miniqwen.training.prefetching import prefetched
+from miniqwen.training.batches import Update
 from miniqwen.config.training import TrainConfig
 from miniqwen.errors import UserError
 from miniqwen.training.preemption import StopRequest, next_update
