@@ -32,19 +32,19 @@ import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from miniqwen.data.repositories import resolve
-from miniqwen.distributed.backends import launcher_problems
+from miniqwen.distributed.launches import launcher_problems
+from miniqwen.distributed.ranks import Ranks
 from miniqwen.eval.answers import Answer, combined, predictions, report, result
 from miniqwen.eval.causal_models import load_causal_model, scorer
 from miniqwen.eval.generation import generate_rounds
@@ -80,18 +80,19 @@ def main(config: EvalConfig) -> None:
         raise UserError(*problems)
     transformers_logging.disable_progress_bar()  # of loading weights: scoring has a bar of its own
     state = PartialState() if torch.cuda.is_available() else PartialState(cpu=True)
+    ranks = Ranks(state.process_index, state.num_processes)
     tokenizer = load_tokenizer(str(config.model_path))
     template = template_of(config, state)
     # before the model: mistakes show early
     asked = [questions_of(name, tokenizer, template, config, state) for name in config.names]
-    weights = on_main(state, lambda: model_fingerprint(str(config.model_path)))
+    weights = ranks.on_main(lambda: model_fingerprint(str(config.model_path)))
     files = [result_file(one, tokenizer, weights, config, state) for one in asked]
-    known = on_main(state, lambda: [known_answers(*both, config) for both in zip(files, asked, strict=True)])
+    known = ranks.on_main(lambda: [known_answers(*both, config) for both in zip(files, asked, strict=True)])
     model = load(config, tokenizer, state.device)
     results = {}
     for one, file, already in zip(asked, files, known, strict=True):
-        answers = answered(model, tokenizer, one, already, file, config, state)
-        if state.is_main_process:
+        answers = answered(model, tokenizer, one, already, file, config, ranks, state.device)
+        if ranks.is_main:
             cut = truncated_prompts(one, model_positions(model.config), config)
             recorded: dict[str, Any] = {"truncated_prompts": cut}
             if config.protocol == "miniqwen":
@@ -184,30 +185,30 @@ def load(config: EvalConfig, tokenizer: PreTrainedTokenizerBase, device: torch.d
 
 def answered(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, one: Asked, known: dict[int, Any], file: ResultFile,
-    config: EvalConfig, state: PartialState,
+    config: EvalConfig, ranks: Ranks, device: torch.device,
 ) -> list[Answer]:  # fmt: skip
     """All answers on every process, each given by one of them, batch by batch."""
 
     def halved(size: int) -> None:
-        print(f"note: out of memory; process {state.process_index} goes on with batches of {size}", file=sys.stderr)
+        print(f"note: out of memory; process {ranks.rank} goes on with batches of {size}", file=sys.stderr)
 
     how: dict[str, Any] = {
-        "rank": state.process_index, "world_size": state.num_processes, "done": frozenset(known), "halve": halved,
-        "progress": one.name if state.is_main_process and sys.stderr.isatty() else None,
+        "rank": ranks.rank, "world_size": ranks.world_size, "done": frozenset(known), "halve": halved,
+        "progress": one.name if ranks.is_main and sys.stderr.isatty() else None,
     }  # fmt: skip
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
-    precision = torch.autocast(state.device.type, dtype) if dtype else contextlib.nullcontext()
+    precision = torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
     own: dict[int, Any] = {}
     with precision, errors_told():
         if config.answer_mode == "generate":
-            rounds: Any = generate_rounds(model, tokenizer, one.requests, config, state.device, **how)
+            rounds: Any = generate_rounds(model, tokenizer, one.requests, config, device, **how)
         else:
             size = config.per_device_eval_batch_size
-            rounds = score_rounds(scorer(model), one.requests, size, state.device, **how)
+            rounds = score_rounds(scorer(model), one.requests, size, device, **how)
         for found in rounds:
             file.add(found)
             own |= found
-    found = {index: value for part in gather_object([own]) for index, value in part.items()} | known
+    found = {index: value for part in ranks.gather(own) for index, value in part.items()} | known
     if config.answer_mode == "generate":
         return [Answer.written(prompt, found[i], config.extract) for i, prompt in enumerate(one.prompts)]
     alone = [found[number] for number in one.alone] or [None] * len(one.prompts)
@@ -232,20 +233,6 @@ def tell(described: dict[str, Any], answers: Sequence[Answer], file: ResultFile)
         print(f"the {described['split']} split has no right answers; written: {beside}")
     file.finish(described)
     print(f"written: {file.path}", flush=True)
-
-
-def on_main(state: PartialState, call: Callable[[], Any]) -> Any:
-    """What `call` gives on process 0, on all of them; its `UserError` too."""
-    value, problems = None, None
-    if state.is_main_process:
-        try:
-            value = call()
-        except UserError as error:
-            problems = error.problems
-    value, problems = gather_object([(value, problems)])[0]
-    if problems:
-        raise UserError(*problems)
-    return value
 
 
 @contextlib.contextmanager

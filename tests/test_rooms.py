@@ -17,7 +17,7 @@ FLOORS: tuple[dict[str, str], ...] = (
                "preparing creating"},
     {
         "model": "tokenization_miniqwen attention loss modeling_miniqwen sizes folder",
-        "distributed": "zero shards peers ranks launches backends runtime",
+        "distributed": "zero shards peers ranks launches workarounds backends runtime",
         "checkpoints": "tensor_files background checkpoint",
     },
     {"data": "patience hub formats units sources repositories windows documents token_cache packing tokenizer_text "
@@ -26,7 +26,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     {
         "training": "prefetching batches task text_task question_task optimizers preemption bad_updates "
                     "resuming output_folder tracking ending opening",
-        "eval": "causal_models rows_of_choices scoring metrics generation answers comparison result_files",
+        "eval": "causal_models choice_rows scoring metrics generation answers comparison result_files",
     },
     {"": "create_model"},
 )  # fmt: skip

@@ -11,10 +11,9 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,17 +23,13 @@ from transformers.utils import logging as transformers_logging
 
 from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.backends import DDP, asked_backend, make_accelerator
-from miniqwen.distributed.peers import Peers, differing
+from miniqwen.distributed.peers import Peers
+from miniqwen.distributed.ranks import START_UP, Ranks
 from miniqwen.distributed.shards import Tensors, inner, is_engine, local_parameters, restore_masters, restore_optimizer
 from miniqwen.distributed.zero import check_engine
-from miniqwen.errors import UserError
-
-Result = TypeVar("Result")
-
-START_UP = 1800.0  # seconds a collective may take until the first update is made: downloads, compilation
 
 
-class Runtime:
+class Runtime(Ranks):
     """One process of the run: its device, its place among the others, and how gradients come together."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -48,12 +43,8 @@ class Runtime:
         self._seed, self._compiles = config.seed, config.torch_compile
         self.precision = {"no": "fp32"}.get(precision, precision)
         self.device: torch.device = self._accelerator.device
-        self.rank: int = self._accelerator.process_index
-        self.world_size: int = self._accelerator.num_processes
-        self.is_main = self.rank == 0
-        # counts and flags stay on the CPU: reading them never waits for the GPU
-        self._counts = dist.new_group(backend="gloo", timeout=patience) if self.world_size > 1 else None
-        self.peers = Peers(self.rank, self.gather(platform.node())) if self.world_size > 1 else None
+        super().__init__(self._accelerator.process_index, self._accelerator.num_processes, patience)
+        self.peers = Peers(self.rank, self.hosts) if self.world_size > 1 else None
         set_seed(config.seed)
         transformers_logging.disable_progress_bar()  # of loading and saving weights: the run has a bar of its own
 
@@ -153,82 +144,14 @@ class Runtime:
         optimizer.zero_grad()
         return norm
 
-    def sum(self, *values: int) -> tuple[int, ...]:
-        """Each integer summed over the ranks."""
-        if self._counts is None:
-            return values
-        counts = torch.tensor(values, dtype=torch.int64)
-        dist.all_reduce(counts, group=self._counts)
-        return tuple(counts.tolist())
-
-    def sum_tensor(self, value: torch.Tensor) -> torch.Tensor:
-        """A device tensor summed over the ranks, in float64."""
-        total = value.detach().to("cpu" if self._counts else value.device, torch.float64, copy=True)
-        if self._counts is not None:
-            dist.all_reduce(total, group=self._counts)
-        return total
-
-    def gather(self, value: Any) -> list[Any]:
-        """JSON-able `value` of every rank, in rank order, on every rank."""
-        if self._counts is None:
-            return [value]
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self._counts)
-        return values
-
-    def agree(self, facts: Mapping[str, Any]) -> None:
-        """Raises `UserError` on every rank, naming what differs, when the ranks do not all bring the same facts."""
-        problems = differing(self.gather(dict(facts)), self.peers.hosts if self.peers else [])
-        if problems:
-            raise UserError(*problems)
-
     def lower_timeouts(self) -> None:
         """From the first update on a rank that does not come to a collective is missed sooner."""
         for group in list(dist.distributed_c10d._world.pg_map) if self.peers else ():
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=self._timeout), group)
 
-    @contextlib.contextmanager
-    def together(self, parts: Iterable[Any] = ()) -> Iterator[None]:
-        """Around what one rank may fail at: its error is raised on all of them.
-
-        `parts` is a generator that every rank has to go through: what is left of it is used up first.
-        """
-        error: Exception | None = None
-        try:
-            yield
-        except Exception as caught:
-            error = caught
-        for _ in parts:
-            pass
-        told = self.gather([f"{type(error).__name__}: {error}", getattr(error, "exit_status", None)] if error else None)
-        if error:
-            raise error
-        failed = next(((rank, *found) for rank, found in enumerate(told) if found), None)
-        if failed:
-            rank, text, exit_status = failed
-            if exit_status is None:
-                raise OSError(f"rank {rank}: {text}")
-            problem = UserError(f"rank {rank}: {text}")
-            problem.exit_status = exit_status  # 75 where it is the hub that stayed away: every rank leaves with it
-            raise problem
-
-    def on_main(self, call: Callable[[], Result]) -> Result:
-        """What `call` gives on rank 0 (JSON-able), on every rank; its error too."""
-        result = None
-        with self.together():
-            if self.is_main:
-                result = call()
-        found: Result = self.gather(result)[0]
-        return found
-
     def wait(self) -> None:
         """Until every rank is here."""
         self._accelerator.wait_for_everyone()
-
-    def print(self, *words: object) -> None:
-        """On rank 0 only."""
-        if self.is_main:
-            print(*words, flush=True)
 
     def close(self) -> None:
         """Leave the process group."""

@@ -14,7 +14,6 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -22,25 +21,13 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm import tqdm
 
 from miniqwen.errors import UserError
+from miniqwen.eval.choice_rows import ChoiceRow, Text, texts_of
 from miniqwen.model.attention import share_prefixes
-from miniqwen.model.loss import Scored
 from miniqwen.questions.protocols import Request
 
 Found = TypeVar("Found")
 
 MOST_TOKENS = 16_384  # in a batch of several questions: hidden states and logits stay small whatever the contexts
-
-
-@dataclass(frozen=True)
-class _Text:
-    """A prompt as the model sees it, the choices behind it, and where their scores belong."""
-
-    prompt: tuple[int, ...]
-    choices: tuple[tuple[int, ...], ...]
-    numbers: tuple[tuple[int, ...], ...]  # of the question's choices that are this one: equal ones are scored once
-
-    def __len__(self) -> int:
-        return len(self.prompt) + sum(len(choice) - 1 for choice in self.choices)
 
 
 def score_rounds(
@@ -68,7 +55,7 @@ def score_rounds(
     """
     # under DeepSpeed's wrapper, `config` is not the model's
     positions = model_positions(getattr(model, "module", model).config)
-    texts = [_texts(request, positions) for request in requests]
+    texts = [texts_of(request, positions) for request in requests]
     batches = [batch for batch in _batches(texts, batch_size) if not done.issuperset(batch)]
     parts = Halving(batch_size, halve)
 
@@ -131,28 +118,7 @@ def model_positions(config: Any) -> int:
     return 2048  # the harness's default
 
 
-def _texts(request: Request, positions: int) -> tuple[_Text, ...]:
-    """The request within `positions`: choices see the same prompt unless a long one needs more of it cut than others.
-
-    The last token is never an input: one more fits.
-    """
-    numbers: dict[tuple[int, ...], list[int]] = {}
-    for number, choice in enumerate(request.choices):
-        if len(choice) > positions:
-            raise UserError(
-                f"question {request.id}: choice {number} has {len(choice)} tokens, the model positions for {positions}"
-            )
-        numbers.setdefault(choice, []).append(number)
-    by_cut: dict[int, list[tuple[int, ...]]] = {}
-    for choice in numbers:
-        by_cut.setdefault(max(0, len(request.prompt) + len(choice) - positions - 1), []).append(choice)
-    return tuple(
-        _Text(request.prompt[cut:], tuple(choices), tuple(tuple(numbers[choice]) for choice in choices))
-        for cut, choices in by_cut.items()
-    )
-
-
-def _batches(texts: Sequence[Sequence[_Text]], batch_size: int) -> list[tuple[int, ...]]:
+def _batches(texts: Sequence[Sequence[Text]], batch_size: int) -> list[tuple[int, ...]]:
     """Indexes of questions, the longest first, so that memory runs out at the beginning if it does."""
     sizes = [sum(map(len, own)) for own in texts]
     batches: list[list[int]] = []
@@ -178,42 +144,18 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def _log_likelihoods(model: torch.nn.Module, texts: Sequence[_Text], device: torch.device | str) -> list[list[float]]:
-    """Of each text the sum of log-probabilities of each choice.
-
-    All stand in one row: a prompt, then its choices without their last tokens. A choice's first token is predicted by
-    the prompt's last, for all choices at once, and every other one by the token before it.
-    """
-    shared = share_prefixes(
-        [(len(text.prompt), [len(choice) - 1 for choice in text.choices]) for text in texts], device
-    )
-    ids: list[int] = []
-    positions: list[int] = []
-    asked: list[tuple[int, int]] = []  # (place, token), choice by choice
-    for text in texts:
-        ids += text.prompt
-        positions += range(len(text.prompt))
-        end = len(ids) - 1
-        for choice in text.choices:
-            asked += zip((end, *range(len(ids), len(ids) + len(choice) - 1)), choice, strict=True)
-            ids += choice[:-1]
-            positions += range(len(text.prompt), len(text.prompt) + len(choice) - 1)
-    order = sorted(range(len(asked)), key=asked.__getitem__)
-    ascending = torch.tensor([asked[number] for number in order])
-    places, which = ascending[:, 0].unique_consecutive(return_inverse=True)
-    scored = Scored(places.to(device), which.to(device), ascending[:, 1].to(device))
-    found = model(
-        input_ids=torch.tensor([ids], device=device), position_ids=torch.tensor([positions], device=device),
-        shared=shared, scored=scored,
+def _log_likelihoods(model: torch.nn.Module, texts: Sequence[Text], device: torch.device | str) -> list[list[float]]:
+    """Of each text the sum of log-probabilities of each choice; all texts stand in one row."""
+    row = ChoiceRow.of(texts)
+    return row.sums(
+        model(
+            input_ids=row.input_ids.to(device), position_ids=row.position_ids.to(device),
+            shared=share_prefixes(row.lengths, device), scored=row.scored.to(device),
+        )
     )  # fmt: skip
-    by_choice = torch.empty(len(asked), dtype=torch.float64)
-    by_choice[torch.tensor(order)] = found.to("cpu", torch.float64)
-    ends = itertools.accumulate(len(choice) for text in texts for choice in text.choices)
-    sums = (part.sum().item() for part in by_choice.tensor_split(list(ends)[:-1]))
-    return [[next(sums) for _ in text.choices] for text in texts]
 
 
-def _put_together(request: Request, texts: Sequence[_Text], sums: Sequence[Sequence[float]]) -> tuple[float, ...]:
+def _put_together(request: Request, texts: Sequence[Text], sums: Sequence[Sequence[float]]) -> tuple[float, ...]:
     """The log-likelihoods of a question's choices, in their order."""
     values = {
         number: value

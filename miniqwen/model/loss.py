@@ -70,12 +70,16 @@ def _chunk_loss(rows: torch.Tensor, weight: torch.Tensor, classes: torch.Tensor)
 class Scored:
     """Which log-probabilities are wanted: of `tokens` [n], each predicted at place `places[which]` of a row.
 
-    A place [m] counts once, however many tokens are asked of it; `which` [n] ascends.
+    A place [m] counts once, however many tokens are asked of it.
     """
 
     places: torch.Tensor
     which: torch.Tensor
     tokens: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Scored:
+        """A copy on `device`."""
+        return Scored(self.places.to(device), self.which.to(device), self.tokens.to(device))
 
 
 def log_probabilities(
@@ -85,15 +89,14 @@ def log_probabilities(
 
     `hidden` [1, length, width], `weight` [vocabulary, width]; logits are made at the scored places only, some at once.
     """
-    rows = hidden[0].index_select(0, scored.places)
-    found, at_once = [], rows_at_once(len(weight))
-    which = scored.which.cpu()
+    rows, at_once = hidden[0].index_select(0, scored.places), rows_at_once(len(weight))
+    found = torch.empty(len(scored.tokens), device=hidden.device)
     for start in range(0, len(rows), at_once):
-        first, last = torch.searchsorted(which, torch.tensor([start, start + at_once])).tolist()
         # this way round a few rows take a CPU 25 ms instead of 39 (8 rows, width 256, vocabulary 151,936)
         logits = linear(weight, rows[start : start + at_once]).T.float()
         if bias is not None:
             logits = logits + bias
-        own = scored.which[first:last] - start
-        found.append(log_softmax(logits.contiguous(), dim=-1)[own, scored.tokens[first:last]])
-    return torch.cat(found)
+        asked = ((scored.which >= start) & (scored.which < start + at_once)).nonzero().flatten()
+        own, tokens = scored.which[asked] - start, scored.tokens[asked]
+        found[asked] = log_softmax(logits.contiguous(), dim=-1)[own, tokens]
+    return found
