@@ -6,7 +6,7 @@ Promises: `<output_dir>/<data set>.json` with accuracy, its uncertainty and ever
 the same on one process as on several, which share the questions out; an evaluation that was killed goes on where it
 was. Questions are asked with the templates saved beside the model, or as lm-evaluation-harness asks them. `both` is
 SciQ and CommonsenseQA, and `combined.json` over the two. A split without answers gets a file of predictions.
-Costs: see `miniqwen/scoring.py`; all questions in memory on every process.
+Costs: see `miniqwen/eval/scoring.py`; all questions in memory on every process.
 """
 
 from miniqwen.config.evaluating import EvalConfig
