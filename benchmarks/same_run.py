@@ -32,7 +32,7 @@ import yaml
 TRAIN = "train_loop.py --logging_steps 1 --report_to none --eval_strategy steps --max_eval_samples 40"
 PRETRAIN = f"{TRAIN} --config recipes/demo_pretrain.yaml --model_path W/model --data_root W/mirror"
 TWENTY = "--max_steps 20 --save_steps 10 --eval_steps 10"
-TEN = "--max_steps 10 --save_steps 5 --eval_steps 5"
+TEN = "--max_steps 10 --save_steps 5 --eval_steps 5 --warmup_ratio 0 --warmup_steps 2"
 TWO = "-m torch.distributed.run --standalone --nproc_per_node 2"
 COMMANDS = {
     "mirror": "prepare_datasets.py --demo W/mirror",

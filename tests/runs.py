@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import random
@@ -10,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,17 +26,39 @@ ROOT = Path(__file__).parent.parent
 Runner = Callable[..., subprocess.CompletedProcess[str]]
 
 
+# Read by libraries while they are imported: a script with one of these starts in a Python of its own.
+READ_AT_IMPORT = ("HF_", "OMP_", "PYTHON", "PATH")
+OFFLINE = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "offline"}
+
+
+@functools.lru_cache(maxsize=1)
+def warm_python() -> list[str]:
+    """The beginning of a command line that runs scripts of the project without importing the libraries again."""
+    server, folder = str(ROOT / "tests" / "warm_start.py"), Path(tempfile.mkdtemp(prefix="warm_"))
+    process = subprocess.Popen(
+        [sys.executable, server, "serve", str(folder / "socket")], cwd=ROOT, env=os.environ | OFFLINE
+    )
+
+    def end() -> None:
+        process.kill()
+        process.wait()
+        shutil.rmtree(folder)
+
+    atexit.register(end)
+    wait_until((folder / "socket").exists, process)
+    return [sys.executable, "-S", server, "run", str(folder / "socket")]
+
+
 def run_script(
     script: str, *flags: object, processes: int = 1, environment: dict[str, str] | None = None, limit: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run a script of the project as a user does; several processes go through torchrun."""
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
-    )
-    command = [sys.executable, *launcher, script, *map(str, flags)]
-    offline = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "offline"}
+    cold = any(name.startswith(READ_AT_IMPORT) for name in environment or {})
+    python = [sys.executable] if cold else warm_python()
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [*([*launcher, "--no-python"] if processes > 1 else []), *python, script, *map(str, flags)]
     with subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | offline | (environment or {}), stdout=subprocess.PIPE,
+        command, cwd=ROOT, env=os.environ | OFFLINE | (environment or {}), stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         try:
