@@ -9,6 +9,9 @@ from pathlib import Path
 
 # Many small processes share two cores here: threads that wait actively would stand in each other's way.
 os.environ["OMP_NUM_THREADS"] = "1"
+# MKL's fastest code adds up in an order that depends on where in memory a matrix happens to lie: on some processors
+# (AMD's, seen with AVX2) one process and two then differ in the last bits. What is exact is tested without that.
+os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 
 import pytest
 from runs import article, commonsense_row, sciq_row, write_parquet

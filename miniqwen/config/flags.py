@@ -1,16 +1,16 @@
 """How a command line becomes a frozen dataclass: flags, `--config` YAML files, and every mistake at once.
 
 Promises: the same names on the command line and in a YAML file (the command line wins), converted by the same code;
-every problem of a command is reported together, on one screen, with exit status 2. Costs: the standard library and
-PyYAML, so that `--help` answers at once; one dataclass field a flag.
+every problem of a command is reported together, on one screen, with exit status 2. Costs: the standard library,
+PyYAML and pydantic, so that `--help` answers at once; one dataclass field a flag.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
-import math
 import sys
 import types
 import typing
@@ -20,12 +20,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from miniqwen.errors import UserError
 
 RECORDED = "recorded"  # the section of config.yaml that a run adds for its reader; ignored when the file is used again
 
 BARE = object()  # a flag on the command line without a value
+
+SCALARS: dict[type, tuple[TypeAdapter[Any], str]] = {
+    bool: (TypeAdapter(bool), "True or False"),
+    int: (TypeAdapter(int), "a whole number"),
+    float: (TypeAdapter(FiniteFloat), "a number"),
+}
 
 T = TypeVar("T", bound="Flags")
 
@@ -162,67 +169,47 @@ def _read_yaml(path: str | None, fields: Mapping[str, dataclasses.Field[Any]]) -
 def _convert(value: Any, hint: Any, choices: Sequence[str]) -> Any:
     """`value` (text from the command line, or anything YAML can say) as `hint`; `ValueError` says what was expected."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    optional, wanted = type(None) in options, next(o for o in options if o is not type(None))
-    if typing.get_origin(wanted) is tuple:
-        words = [str(word) for word in (value if isinstance(value, (list, tuple)) else [value])]
-        words = [part for word in words for part in word.replace(",", " ").split()]
-        if not words:
-            raise ValueError("needs at least one value")
-        for word in words:
-            _check_choice(word, choices)
-        return tuple(words)
+    wanted = next(o for o in options if o is not type(None))
     if value is BARE and wanted is bool:
         return True
-    if value is None and optional:
+    if value is None and type(None) in options:
         return None
     if value is BARE or value is None:
         raise ValueError("needs a value")
+    if typing.get_origin(wanted) is tuple:
+        given = value if isinstance(value, (list, tuple)) else [value]
+        words = [word for part in given for word in str(part).replace(",", " ").split()]
+        if not words:
+            raise ValueError("needs at least one value")
+        return tuple(_chosen(word, choices) for word in words)
     if isinstance(value, (list, dict)):
         raise ValueError(f"expected one value, got {value!r}")
-    return _scalar(value, wanted, choices)
+    if wanted is str:  # YAML reads a bare `no` as False: `eval_strategy: no` means the word
+        return _chosen("no" if value is False and "no" in choices else str(value), choices)
+    return _number(value, wanted)
 
 
-def _scalar(value: Any, wanted: type, choices: Sequence[str]) -> Any:
-    text = str(value).strip() if wanted is not str else str(value)
-    if wanted is bool:
-        if text.lower() in ("true", "yes", "1", "on"):
-            return True
-        if text.lower() in ("false", "no", "0", "off"):
-            return False
-        raise ValueError(f"expected True or False, got {value!r}")
-    if wanted is int:
-        try:
-            number = float(text)
-        except ValueError:
-            number = float("nan")
-        if (
-            number != number
-            or number in (float("inf"), float("-inf"))
-            or number != int(number)
-            or isinstance(value, bool)
-        ):
-            raise ValueError(f"expected a whole number, got {value!r}")
-        return int(number)
-    if wanted is float:
-        try:
-            number = float(text)
-        except ValueError:
-            raise ValueError(f"expected a number, got {value!r}") from None
-        if not math.isfinite(number):
-            raise ValueError(f"expected a finite number, got {value!r}")
-        return number
-    # YAML reads a bare `no` as False: `eval_strategy: no` means the word
-    word = "no" if value is False and "no" in choices else text
-    _check_choice(word, choices)
-    return word
+def _number(value: Any, wanted: type) -> Any:
+    """`value` as a bool, int or float, as pydantic reads them; a whole number may be written as 1e4."""
+    adapter, expected = SCALARS[wanted]
+    given = value.strip() if isinstance(value, str) else value
+    if wanted is int and isinstance(given, str) and "e" in given.lower():
+        with contextlib.suppress(ValueError):
+            given = float(given)
+    try:
+        # Python takes True for 1
+        return adapter.validate_python(None if isinstance(value, bool) and wanted is not bool else given)
+    except ValidationError as error:
+        finite = "a finite number" if wanted is float and error.errors()[0]["type"] == "finite_number" else expected
+        raise ValueError(f"expected {finite}, got {value!r}") from None
 
 
-def _check_choice(word: str, choices: Sequence[str]) -> None:
+def _chosen(word: str, choices: Sequence[str]) -> str:
     if choices and word not in choices:
         near = difflib.get_close_matches(word, choices, n=1)
-        raise ValueError(
-            f"{word!r} is not one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
-        )
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{word!r} is not one of {', '.join(choices)}{hint}")
+    return word
 
 
 def dump(config: Flags, recorded: Mapping[str, Any]) -> str:

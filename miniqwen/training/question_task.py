@@ -41,67 +41,87 @@ from miniqwen.training.task import Task, plain, shared_out
 
 
 def question_task(config: TrainConfig, repository: Repository, tokenizer: PreTrainedTokenizerBase, plan: Plan) -> Task:
-    name = str(config.dataset_name)
-    template = Template().with_flags(config.prompt_template, config.choices_template)
-    train, validation = training_questions(repository, name, config)
-    if config.max_eval_samples:
-        validation = validation[: config.max_eval_samples]
-    train = [shuffle_choices(question, config.seed) for question in train]
-    validation = [shuffle_choices(question, config.seed) for question in validation]
-
-    def encode(questions: Sequence[Question]) -> list[Example]:
-        if config.do_qa_format:
-            return [training_example(tokenizer, template, question) for question in questions]
-        return [plain_example(tokenizer, question) for question in questions]
-
-    def fitted(questions: Sequence[Question], split: str) -> Fitted:
-        ids = [f"question {question.id}" for question in questions]
-        return fit_examples(encode(questions), ids, config.length, config.truncation, f"{name}, {split}")
-
-    fits, held = fitted(train, "training"), fitted(validation, "validation")
-    examples = fits.examples
-    if not examples:
-        raise UserError(f"{name}: no training example fits --max_seq_length {config.length}")
-    notes = [f"{name}: {len(examples)} examples to train on, {len(held.examples)} to validate on"]
-    notes += [repository.note] if repository.note else []
-    notes += [
-        line for split, part in (("training", fits), ("validation", held)) for line in _too_long(part, split, config)
-    ]
-    batch: Callable[[Sequence[Sequence[Example]]], MicroBatch]
-    if config.packing:
-        epoch_rows = block_rows(examples, config.length, config.seed)
-        batch = functools.partial(packed, length=config.length, size=config.per_device_train_batch_size)
-    else:
-        epoch_rows, batch = single_rows(examples, config.seed), padding_free
-    per_epoch = updates_per_epoch(len(epoch_rows(0)), plan)
-    if config.packing:
-        blocks, tokens = len(epoch_rows(0)), sum(len(example.input_ids) for example in examples)
-        notes.append(
-            f"{name}: packed into {blocks} blocks of {config.length} tokens, {tokens / blocks / config.length:.1%} "
-            f"full; the batch counts blocks, and an epoch has {per_epoch} updates"
-        )
-    identity = {
-        "source": repository.source(config.train_split, ()).identity(), "examples": len(examples),
-        "examples_cut": fits.cut, "examples_left_out": fits.left_out, "truncation": config.truncation,
-        "validation_examples_cut": held.cut, "validation_examples_left_out": held.left_out,
-        "packing": config.packing, f"{'blocks' if config.packing else 'examples'}_per_update": plan.rows_per_update,
-        "max_seq_length": config.length, "seed": config.seed,
-        "template": vars(template) if config.do_qa_format else None,
-    }  # fmt: skip
-    chosen_by = [question for question in validation if question.choices] if config.do_qa_format else []
-    prompts = [template_prompt(question, template) for question in chosen_by]
+    """Fine-tuning on the questions of `repository`; raises `UserError` where none is left to train on."""
+    template = Template().with_flags(config.prompt_template, config.choices_template) if config.do_qa_format else None
+    train, validation = _questions(config, repository)
+    fits = _fitted(train, "training", config, tokenizer, template)
+    held = _fitted(validation, "validation", config, tokenizer, template)
+    if not fits.examples:
+        raise UserError(f"{config.dataset_name}: no training example fits --max_seq_length {config.length}")
+    epoch_rows, batch = _laid_out(fits.examples, config)
+    num_rows = len(epoch_rows(0))
+    per_epoch = updates_per_epoch(num_rows, plan)
+    prompts = [template_prompt(question, template) for question in validation if question.choices and template]
     return Task(
         updates=lambda cursor: prefetched(example_updates(epoch_rows, batch, plan, cursor)),
         validation=shared_out(held.examples, plan, config.per_device_eval_batch_size, example_batch),
-        identity=plain(identity),
-        notes=notes,
+        identity=plain(
+            {
+                "source": repository.source(config.train_split, ()).identity(), "examples": len(fits.examples),
+                "examples_cut": fits.cut, "examples_left_out": fits.left_out, "truncation": config.truncation,
+                "validation_examples_cut": held.cut, "validation_examples_left_out": held.left_out,
+                "packing": config.packing,
+                f"{'blocks' if config.packing else 'examples'}_per_update": plan.rows_per_update,
+                "max_seq_length": config.length, "seed": config.seed, "template": vars(template) if template else None,
+            }
+        ),
+        notes=_notes(config, repository, fits, held, num_rows, per_epoch),
         tokenizer=tokenizer,
         updates_per_epoch=per_epoch,
         prompts=prompts,
         requests=[encode_prompt(tokenizer, prompt) for prompt in prompts],
-        template=template if config.do_qa_format else None,
+        template=template,
         rows_are="blocks" if config.packing else "examples",
-    )
+    )  # fmt: skip
+
+
+def _questions(config: TrainConfig, repository: Repository) -> tuple[list[Question], list[Question]]:
+    """(questions to train on, questions to validate on), their choices in the order in which they are shown."""
+    train, validation = training_questions(repository, str(config.dataset_name), config)
+    if config.max_eval_samples:
+        validation = validation[: config.max_eval_samples]
+    shown = functools.partial(shuffle_choices, seed=config.seed)
+    return list(map(shown, train)), list(map(shown, validation))
+
+
+def _fitted(
+    questions: Sequence[Question], split: str, config: TrainConfig, tokenizer: PreTrainedTokenizerBase,
+    template: Template | None,
+) -> Fitted:  # fmt: skip
+    """The questions as examples: by `template`, or as plain text; what is too long as `--truncation` says."""
+    examples = [
+        training_example(tokenizer, template, question) if template else plain_example(tokenizer, question)
+        for question in questions
+    ]
+    names, where = [f"question {question.id}" for question in questions], f"{config.dataset_name}, {split}"
+    return fit_examples(examples, names, config.length, config.truncation, where)
+
+
+def _laid_out(
+    examples: Sequence[Example], config: TrainConfig
+) -> tuple[Callable[[int], list[list[Example]]], Callable[[Sequence[Sequence[Example]]], MicroBatch]]:
+    """(each epoch's rows, what makes a micro-batch of some): blocks with `--packing`, else single examples."""
+    if not config.packing:
+        return single_rows(examples, config.seed), padding_free
+    size = config.per_device_train_batch_size
+    return block_rows(examples, config.length, config.seed), functools.partial(packed, length=config.length, size=size)
+
+
+def _notes(
+    config: TrainConfig, repository: Repository, fits: Fitted, held: Fitted, num_rows: int, per_epoch: int
+) -> list[str]:
+    """What the user should know of the examples."""
+    name = config.dataset_name
+    notes = [f"{name}: {len(fits.examples)} examples to train on, {len(held.examples)} to validate on"]
+    notes += [repository.note] if repository.note else []
+    notes += _too_long(fits, "training", config) + _too_long(held, "validation", config)
+    if config.packing:
+        full = sum(len(example.input_ids) for example in fits.examples) / num_rows / config.length
+        notes.append(
+            f"{name}: packed into {num_rows} blocks of {config.length} tokens, {full:.1%} full; the batch counts "
+            f"blocks, and an epoch has {per_epoch} updates"
+        )
+    return notes
 
 
 def _too_long(fits: Fitted, split: str, config: TrainConfig) -> list[str]:

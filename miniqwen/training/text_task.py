@@ -40,6 +40,7 @@ def text_task(
     plan: Plan,
     lanes: int | None,
 ) -> Task:
+    """Pretraining on the text of `repositories`; `lanes` is the number that a resumed run began with."""
     shares = config.shares or {name: 1 / len(repositories) for name in repositories}
     if lanes and config.data_lanes not in (None, lanes):
         raise UserError(f"--data_lanes {config.data_lanes}: the run began with {lanes}, a part of its data order")

@@ -178,6 +178,41 @@ def test_a_written_configuration_reads_back_as_itself(model: Path, tmp_path: Pat
     assert again.shares == {"wikipedia": 0.7, "arxiv": 0.3}
 
 
+@pytest.mark.parametrize(
+    ("word", "value"), [("1e4", 10_000), ("10.0", 10), ("12345678901234567891", 12345678901234567891), (" 7 ", 7)]
+)
+def test_a_whole_number_is_read_to_its_last_digit_however_it_is_written(model: Path, word: str, value: int) -> None:
+    assert train(model, "--seed", word).seed == value
+
+
+@pytest.mark.parametrize("word", ["True", "true", "yes", "on", "1"])
+def test_a_switch_is_read_in_every_usual_spelling(model: Path, word: str, tmp_path: Path) -> None:
+    assert train(model, "--bf16", word).bf16 is True
+    (tmp_path / "run.yaml").write_text(f"bf16: {word}\nlearning_rate: 5e-5\nmax_steps: 1e1\n")
+    config = train(model, "--config", str(tmp_path / "run.yaml"))
+    assert (config.bf16, config.learning_rate, config.max_steps) == (True, 5e-5, 10)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("seed: true", "--seed: expected a whole number, got True"),
+        ("learning_rate: true", "--learning_rate: expected a number, got True"),
+        ("learning_rate: .inf", "--learning_rate: expected a finite number, got inf"),
+        ("seed: 1.5", "--seed: expected a whole number, got 1.5"),
+        ("seed: nan", "--seed: expected a whole number, got 'nan'"),
+        ("seed: 1e400", "--seed: expected a whole number, got '1e400'"),
+        ("bf16: 2", "--bf16: expected True or False, got 2"),
+        ("report_to: []", "--report_to: needs at least one value"),
+        ("seed:", "--seed: needs a value"),
+        ("run_name: {a: 1}", "--run_name: expected one value, got {'a': 1}"),
+    ],
+)
+def test_a_value_of_another_kind_is_told(model: Path, tmp_path: Path, line: str, told: str) -> None:
+    (tmp_path / "run.yaml").write_text(line + "\n")
+    assert told in problems(model, "--config", str(tmp_path / "run.yaml"))
+
+
 def test_the_block_is_capped_by_max_seq_length(model: Path) -> None:
     assert train(model, "--block_size", "1024", "--max_seq_length", "256").length == 256
     assert train(model, "--block_size", "128", "--max_seq_length", "256").length == 128

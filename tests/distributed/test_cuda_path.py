@@ -98,7 +98,7 @@ from miniqwen.config.training import TrainConfig
 from miniqwen.model.modeling_miniqwen import MiniQwenForCausalLM, count_parameters
 from miniqwen.training.optimizers import make_optimizer
 from miniqwen.distributed.shards import local_parameters
-from tests.test_cuda_path import SMALL
+from tests.distributed.test_cuda_path import SMALL
 config = TrainConfig(fsdp="full_shard")
 accelerator = make_accelerator(asked_backend(config), config, timedelta(seconds=60))
 model = MiniQwenForCausalLM(SMALL)

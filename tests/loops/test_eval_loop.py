@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from runs import wait_until
+from runs import ROOT, run_script, wait_until
 from safetensors.torch import load_file, save_file
 
 import eval_loop
@@ -29,7 +29,8 @@ from miniqwen.questions.protocols import encode_prompt, make_prompts
 from miniqwen.questions.rows import Question
 from miniqwen.questions.templates import Template, template_flags
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.xdist_group("eval_loop")  # what is trained once serves all of them
+
 COLOURS = ("red", "green", "dark blue", "white", "yellow", "black")
 KEYS = {"dataset", "split", "num_examples", "accuracy", "accuracy_norm", "stderr", "confidence_interval", "accuracies",
         "per_class", "balanced_accuracy", "macro_f1", "confusion_matrix", "by_position", "by_question_length",
@@ -83,20 +84,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*flags: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "eval_loop.py", *flags]
-    if processes > 1:
-        torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command = [sys.executable, "-m", *torchrun, "eval_loop.py", *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            output, errors = process.communicate(timeout=120)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # not kill: torchrun takes its workers with it
-            raise
-    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+    return run_script("eval_loop.py", *flags, processes=processes, limit=120)
 
 
 def evaluate(world: Path, output: Path, *flags: str, processes: int = 1) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import regex
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -198,6 +198,7 @@ def test_what_python_takes_as_normalised_the_tokenizers_own_normalisation_leaves
 @settings(max_examples=300, deadline=None)
 @given(st.lists(odd_texts, min_size=1, max_size=4))
 def test_documents_have_the_tokens_of_stock_transformers_normalised_or_not(texts: list[str]) -> None:
+    assume(not any(token in text for token in SPECIAL_TOKENS for text in texts))  # which stay text with us alone
     texts += [f"{text} x" * 40 for text in texts]  # of several pieces, which are cut before a space at the latest
     assert [tokens[:-1].tolist() for tokens in document_encoder(TOKENIZER)(texts)] == [stock(text) for text in texts]
 
