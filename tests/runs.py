@@ -55,7 +55,7 @@ def run_script(
     """Run a script of the project as a user does; several processes go through torchrun."""
     cold = any(name.startswith(READ_AT_IMPORT) for name in environment or {})
     python = [sys.executable] if cold else warm_python()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    launcher = [*python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [*([*launcher, "--no-python"] if processes > 1 else []), *python, script, *map(str, flags)]
     with subprocess.Popen(
         command, cwd=ROOT, env=os.environ | OFFLINE | (environment or {}), stdout=subprocess.PIPE,

@@ -27,6 +27,7 @@ def serve(address: str) -> tuple[list[str], socket.socket] | None:
     import datasets
     import torch
     import torch.distributed.fsdp
+    import torch.distributed.run
     import torch.distributed.tensor
     import torch.nn.attention.varlen
     import torch.utils.checkpoint
