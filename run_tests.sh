@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Every check that CI runs: formatting, lint, types, tests. Arguments go to pytest: ./run_tests.sh -k packing
-# Three tests run at a time, also on two cores, because many of them wait: ./run_tests.sh -n 0 runs one after the other.
+# Three files of tests run at a time, also on two cores, because many tests wait: ./run_tests.sh -n 0 runs one after the other.
 set -euo pipefail
 cd "$(dirname "$0")"
 . ./environment.sh
 ruff format --check .
 ruff check .
 mypy
-python -m pytest -n 3 --dist loadgroup "$@"
+python -m pytest -n 3 --dist loadfile "$@"

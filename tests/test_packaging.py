@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from runs import ROOT
 
-pytestmark = pytest.mark.xdist_group("packaging")  # what is trained once serves all of them
 
 WRITTEN_BY_THE_GUIDE = ("pretrained", "sciq_finetuned", "commonsenseqa_finetuned", "evaluation")
 

@@ -15,7 +15,6 @@ from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.backends import DDP, FSDP2, SINGLE, ZERO, asked_backend
 from miniqwen.errors import UserError
 
-pytestmark = pytest.mark.xdist_group("launches")  # what is trained once serves all of them
 
 CONFIG = TrainConfig(per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=1e-3)
 ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "no"}

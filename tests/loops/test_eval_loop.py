@@ -29,7 +29,6 @@ from miniqwen.questions.protocols import encode_prompt, make_prompts
 from miniqwen.questions.rows import Question
 from miniqwen.questions.templates import Template, template_flags
 
-pytestmark = pytest.mark.xdist_group("eval_loop")  # what is trained once serves all of them
 
 COLOURS = ("red", "green", "dark blue", "white", "yellow", "black")
 KEYS = {"dataset", "split", "num_examples", "accuracy", "accuracy_norm", "stderr", "confidence_interval", "accuracies",

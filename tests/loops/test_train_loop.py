@@ -22,7 +22,6 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
-pytestmark = pytest.mark.xdist_group("train_loop")  # what is trained once serves all of them
 
 PRETRAIN = (
     "--dataset_name both --block_size 32 --per_device_train_batch_size 2 --gradient_accumulation_steps 2 "
