@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every check that CI runs: formatting, lint, types, tests. Arguments go to pytest: ./run_tests.sh -k packing
-# Three files of tests run at a time, also on two cores, because many tests wait: ./run_tests.sh -n 0 runs one after the other.
+# Three files of tests run at a time, also on two cores, as many tests wait; -n 0 runs one after the other.
 set -euo pipefail
 cd "$(dirname "$0")"
 . ./environment.sh

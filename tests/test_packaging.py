@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from runs import ROOT
 
-
 WRITTEN_BY_THE_GUIDE = ("pretrained", "sciq_finetuned", "commonsenseqa_finetuned", "evaluation")
 
 

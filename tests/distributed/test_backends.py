@@ -19,7 +19,6 @@ import torch
 from runs import WORDS, metrics, needs_compiler, run_script
 from safetensors.torch import load_file
 
-
 PLANS = ((1, 8), (2, 4), (4, 2), (8, 1))  # micro-batch x accumulation of one process
 CONTINUED = (2, 4)  # the plan that runs to update 10, and is saved at 5
 VARIANTS = {

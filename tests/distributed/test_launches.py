@@ -15,7 +15,6 @@ from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.backends import DDP, FSDP2, SINGLE, ZERO, asked_backend
 from miniqwen.errors import UserError
 
-
 CONFIG = TrainConfig(per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=1e-3)
 ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "no"}
 TWO = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}

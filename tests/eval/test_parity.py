@@ -34,7 +34,6 @@ from miniqwen.model.tokenization_miniqwen import load_tokenizer, train_tokenizer
 sys.path.insert(0, str(ROOT))
 from benchmarks.evaluation_speed import TASKS, files_of, harness_results
 
-
 POSITIONS = 128
 ROWS = 24  # of each data set
 METRICS = {"sciq": ("acc", "acc_norm"), "commonsenseqa": ("acc",)}

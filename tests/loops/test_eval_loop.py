@@ -29,7 +29,6 @@ from miniqwen.questions.protocols import encode_prompt, make_prompts
 from miniqwen.questions.rows import Question
 from miniqwen.questions.templates import Template, template_flags
 
-
 COLOURS = ("red", "green", "dark blue", "white", "yellow", "black")
 KEYS = {"dataset", "split", "num_examples", "accuracy", "accuracy_norm", "stderr", "confidence_interval", "accuracies",
         "per_class", "balanced_accuracy", "macro_f1", "confusion_matrix", "by_position", "by_question_length",

@@ -22,7 +22,6 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
-
 PRETRAIN = (
     "--dataset_name both --block_size 32 --per_device_train_batch_size 2 --gradient_accumulation_steps 2 "
     "--learning_rate 1e-2 --warmup_steps 2 --logging_steps 2 --save_steps 5 --validation_blocks 8 --max_steps 12"
