@@ -82,11 +82,11 @@ def main(config: EvalConfig) -> None:
     state = PartialState() if torch.cuda.is_available() else PartialState(cpu=True)
     ranks = Ranks(state.process_index, state.num_processes)
     tokenizer = load_tokenizer(str(config.model_path))
-    template = template_of(config, state)
+    template = template_of(config, ranks)
     # before the model: mistakes show early
     asked = [questions_of(name, tokenizer, template, config, state) for name in config.names]
     weights = ranks.on_main(lambda: model_fingerprint(str(config.model_path)))
-    files = [result_file(one, tokenizer, weights, config, state) for one in asked]
+    files = [result_file(one, tokenizer, weights, config, ranks) for one in asked]
     known = ranks.on_main(lambda: [known_answers(*both, config) for both in zip(files, asked, strict=True)])
     model = load(config, tokenizer, state.device)
     results = {}
@@ -109,11 +109,11 @@ def main(config: EvalConfig) -> None:
     state.destroy_process_group()
 
 
-def template_of(config: EvalConfig, state: PartialState) -> Template:
+def template_of(config: EvalConfig, ranks: Ranks) -> Template:
     """The templates to ask with; what is not the model's own is said."""
     saved = Template.load(str(config.model_path))
     template = saved.with_flags(config.prompt_template, config.choices_template)
-    if config.protocol == "miniqwen" and state.is_main_process:
+    if config.protocol == "miniqwen" and ranks.is_main:
         if template != saved:
             print("note: asked with the templates of the flags, not with those saved beside the model")
         elif not Path(str(config.model_path), TEMPLATE_FILE).exists():
@@ -151,7 +151,7 @@ def questions_of(
 
 
 def result_file(
-    one: Asked, tokenizer: PreTrainedTokenizerBase, weights: str, config: EvalConfig, state: PartialState
+    one: Asked, tokenizer: PreTrainedTokenizerBase, weights: str, config: EvalConfig, ranks: Ranks
 ) -> ResultFile:
     """Where the results go; the same file, going on where it was, only for the same model and questions."""
     flags = (*ASKED_BY, *(WRITTEN_BY if config.answer_mode == "generate" else ()))
@@ -159,7 +159,7 @@ def result_file(
     asked = (f"{name} {getattr(config, name)}" for name in flags)
     for part in (weights, tokenizer_fingerprint(tokenizer), *asked, *map(repr, one.requests)):
         decides.update(f"{part}\n".encode())
-    return ResultFile(Path(str(config.output_dir)), file_stem(one.name), decides.hexdigest(), state.process_index)
+    return ResultFile(Path(str(config.output_dir)), file_stem(one.name), decides.hexdigest(), ranks.rank)
 
 
 def known_answers(file: ResultFile, one: Asked, config: EvalConfig) -> dict[int, Any]:

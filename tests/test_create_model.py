@@ -19,12 +19,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 
 from miniqwen.config.creating import CreateConfig
 from miniqwen.config.flags import parse
+from miniqwen.config.models import MODEL_FILES
 from miniqwen.config.training import TrainConfig
 from miniqwen.create_model import main
 from miniqwen.data.tokenizer_text import training_texts
 from miniqwen.errors import UserError
 from miniqwen.model import folder
-from miniqwen.model.folder import MODEL_FILES
 from miniqwen.model.sizes import SIZES, Size, size_parameters, size_table
 
 

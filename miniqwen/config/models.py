@@ -8,6 +8,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+# What a model's folder holds; overwriting deletes these, and nothing else, of a model.
+MODEL_FILES = (
+    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "chat_template.jinja", "prompt_templates.json",
+)  # fmt: skip
+
 
 def model_problems(model_path: str | None, length: int | None, *, any_kind: bool = False) -> list[str]:
     """What is wrong with a model folder, and whether blocks of `length` tokens fit its positions.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from miniqwen.config.flags import flag
+from miniqwen.config.models import MODEL_FILES
 from miniqwen.config.task import TaskFlags
 
 TRACKERS = ("tensorboard", "wandb")
@@ -16,9 +17,7 @@ STOP_FILE = "STOP"  # touched in --output_dir, it ends the run
 # What a run leaves in its folder: all that --overwrite_output_dir deletes there.
 LEFT_BY_A_RUN = (
     STOP_FILE, "bad_updates.json", "config.yaml", "metrics.jsonl", "trainer_state.json", "runs", "wandb", "report.html",
-    "checkpoint-*", ".*.tmp", "model*.safetensors", "model.safetensors.index.json", "config.json",
-    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja", "prompt_templates.json",
+    "checkpoint-*", ".*.tmp", *MODEL_FILES,
 )  # fmt: skip
 
 

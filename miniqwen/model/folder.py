@@ -11,15 +11,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from miniqwen.config.models import MODEL_FILES
 from miniqwen.errors import UserError
 from miniqwen.model.modeling_miniqwen import save_model
-
-# All that --overwrite_output_dir deletes where a model is made.
-MODEL_FILES = (
-    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json",
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "chat_template.jinja", "prompt_templates.json",
-)  # fmt: skip
 
 
 def write_folder(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
