@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from miniqwen.config.models import MODEL_FILES
 from miniqwen.errors import UserError
 from miniqwen.model.modeling_miniqwen import save_model
+from miniqwen.model.tokenization_miniqwen import save_tokenizer
 
 
 def write_folder(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -23,7 +24,7 @@ def write_folder(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToke
     try:
         temporary.mkdir(parents=True)
         save_model(model, temporary, model.dtype)
-        tokenizer.save_pretrained(temporary)
+        save_tokenizer(tokenizer, temporary)
         if not folder.exists():
             temporary.rename(folder)
             return

@@ -2,7 +2,8 @@
 
 Promises: with targets, `forward` returns the summed loss (so that every backend wraps it); without, it is the library's
 own Qwen3 (`generate`, KV cache). A saved folder is a stock `Qwen3ForCausalLM` folder (an imported Qwen2 stays
-`Qwen2ForCausalLM`): safetensors and JSON, no code of ours. Costs: what the library's model costs.
+`Qwen2ForCausalLM`), the same model in transformers 4 and 5: safetensors and JSON, no code of ours. Costs: what the
+library's model costs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedModel, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from miniqwen.errors import UserError
+from miniqwen.files import write_json
 from miniqwen.model.attention import ATTENTION, Documents, SharedPrefixes, lay_out
 from miniqwen.model.loss import Scored, computes_in, cross_entropy_sum, log_probabilities
 
@@ -225,7 +227,18 @@ def describe_model(model: PreTrainedModel, path: Path, dtype: torch.dtype) -> No
     described.architectures = [kind.__name__ for kind in type(model).__mro__ if _is_stock(kind)][:1]
     described.dtype = dtype
     described.save_pretrained(path)
+    _place_for_transformers_4(path / "config.json")
     model.generation_config.save_pretrained(path)
+
+
+def _place_for_transformers_4(file: Path) -> None:
+    """Rotary parameters also where transformers 4 looks for them: what it does not find it takes to be the default."""
+    described = json.loads(file.read_text(encoding="utf-8"))
+    rope = dict(described["rope_parameters"])
+    described["rope_theta"] = rope.pop("rope_theta")
+    if rope["rope_type"] != "default":
+        described["rope_scaling"] = rope
+    write_json(file, dict(sorted(described.items())))
 
 
 def _is_stock(kind: type) -> bool:

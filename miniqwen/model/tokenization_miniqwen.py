@@ -22,7 +22,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from miniqwen.errors import UserError
-from miniqwen.files import encodable
+from miniqwen.files import encodable, write_json
 
 END, CHAT_START, CHAT_END = SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # Qwen2's and Qwen3's own pattern: contractions, words, single digits, punctuation, line ends, spaces.
@@ -34,10 +34,6 @@ WORD_END = re.compile(r"[^\W_](?=[ \t\r\n,.;:!?，。、；：])")  # of letters
 USUAL_PIECE = 1 << 10  # characters of a text that are encoded at once: the library is slower with more
 LONG_PIECE, LONGEST_PIECE = 1 << 16, 1 << 17  # the same for tokenizers that split otherwise, and where no word ends
 CHARACTERS_AT_ONCE = 1 << 21  # of all pieces in one call
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
@@ -63,12 +59,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
     tokenizer.train_from_iterator((encodable(text) for text in texts), trainer)
     learned = json.loads(tokenizer.to_str())["model"]
-    trained = Qwen2Tokenizer(
+    return Qwen2Tokenizer(
         vocab=learned["vocab"], merges=[tuple(pair) for pair in learned["merges"]], unk_token=None, eos_token=END,
         pad_token=END, extra_special_tokens=[CHAT_START, CHAT_END],
     )  # fmt: skip
-    trained.chat_template = CHAT_TEMPLATE
-    return trained
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
@@ -85,6 +79,16 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: the tokenizer has no end token (eos_token), which every document ends with")
     return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the tokenizer's files for transformers 4 and 5: the first cannot load the second's list of tokens."""
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    described = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(extra := described.get("extra_special_tokens"), list):
+        del described["extra_special_tokens"]
+        write_json(file, described | {"additional_special_tokens": extra})
 
 
 def document_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[Any]], Sequence[Any]]:

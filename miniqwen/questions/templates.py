@@ -11,7 +11,7 @@ import dataclasses
 import json
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from miniqwen.questions.rows import LABELS, Question
 TEMPLATE_FILE = "prompt_templates.json"
 PROMPT_FIELDS = ("question", "choices", "support")
 CHOICE_FIELDS = ("label", "text")
+BLANK = "\0"  # stands for a question that is not known yet
 EVALUATION_SEED = 0  # of the order in which evaluation presents choices, so that every evaluation asks the same
 
 
@@ -54,6 +55,26 @@ def _substitute(template: str, values: Mapping[str, str]) -> str:
         return match[0][0] if match[0] in ("{{", "}}") else values[match[0][1:-1]]
 
     return re.sub(r"\{\{|\}\}|\{[^{}]*\}", value, template)
+
+
+def plain_chat_template() -> str:
+    """As `Template.chat_template`, for questions and answers that were trained on as lines of plain text."""
+    return _chat_template(["", "\n"], before_answer="")
+
+
+def _chat_template(around_question: Sequence[str], before_answer: str) -> str:
+    """Jinja as `apply_chat_template` takes it, with marks around what a model is trained to write.
+
+    In one line, as what stands between blocks would be text in some engines. Every text in it is a quoted string.
+    """
+    question = " + message['content'] | trim + ".join(json.dumps(text, ensure_ascii=False) for text in around_question)
+    answer = f"{json.dumps(before_answer)} + message['content'] | trim + eos_token"
+    return (
+        "{% for message in messages %}{% if message['role'] == 'user' %}{{ " + question + " }}"
+        "{% elif message['role'] == 'assistant' %}{% generation %}{{ " + answer + " }}{% endgeneration %}"
+        "{% else %}{{ raise_exception('this model was trained on questions and answers: it takes the roles user and "
+        "assistant, not ' + message['role']) }}{% endif %}{% endfor %}"
+    )
 
 
 def template_problems(prompt: str | None, choices: str | None) -> list[str]:
@@ -134,6 +155,11 @@ class Template:
     def completion(self, text: str) -> str:
         """What should follow the prompt when `text` is the answer."""
         return " " + text.strip()
+
+    def chat_template(self) -> str:
+        """Jinja that makes of a chat what was trained on: a user's turn is the {question} of a row without the rest."""
+        prompt = self.render(Question("", BLANK, choices=(), answer_index=None, answer=None))
+        return _chat_template(prompt.split(BLANK), before_answer=self.completion(""))
 
     def save(self, folder: str | Path) -> None:
         """Write the templates beside a model, so that evaluation asks as training did."""

@@ -93,6 +93,7 @@ def open_run(config: TrainConfig, stop: StopRequest) -> Run:
     listings = runtime.on_main(lambda: list_data(config))  # the hub is asked once, whatever the number of processes
     with runtime.together():
         task = make_task(config, listings, tokenizer, plan, checkpoint.identity.get("lanes") if checkpoint else None)
+    tokenizer.chat_template = task.chat_template  # saved with it
     config, lowered = config.once_an_epoch(task.updates_per_epoch)
     steps = Steps.of(config, task)
     runtime.agree({"data": task.identity, "checkpoint": str(checkpoint.progress) if checkpoint else None})

@@ -32,6 +32,7 @@ from miniqwen.config.output import LEFT_BY_A_RUN
 from miniqwen.config.training import TrainConfig
 from miniqwen.files import write_json, write_text
 from miniqwen.model.modeling_miniqwen import describe_model
+from miniqwen.model.tokenization_miniqwen import save_tokenizer
 from miniqwen.questions.templates import Template
 from miniqwen.training.resuming import checkpoint_to_resume
 
@@ -150,7 +151,7 @@ class OutputFolder:
     def _describe(self, folder: Path, dtype: torch.dtype) -> None:
         """What makes a folder with weights a model's folder."""
         describe_model(self._model, folder, dtype)
-        self._tokenizer.save_pretrained(folder)
+        save_tokenizer(self._tokenizer, folder)
         if self._template:
             self._template.save(folder)
 

@@ -24,7 +24,7 @@ from miniqwen.questions.examples import (
 )
 from miniqwen.questions.protocols import encode_prompt, template_prompt
 from miniqwen.questions.rows import Question
-from miniqwen.questions.templates import Template, shuffle_choices
+from miniqwen.questions.templates import Template, plain_chat_template, shuffle_choices
 from miniqwen.training.batches import (
     MicroBatch,
     Plan,
@@ -71,6 +71,7 @@ def question_task(config: TrainConfig, repository: Repository, tokenizer: PreTra
         prompts=prompts,
         requests=[encode_prompt(tokenizer, prompt) for prompt in prompts],
         template=template,
+        chat_template=template.chat_template() if template else plain_chat_template(),
         rows_are="blocks" if config.packing else "examples",
     )  # fmt: skip
 

@@ -36,7 +36,7 @@ class Task:
     `prompts` and `requests`: all questions to measure accuracy by, and their tokens; `identity`: what the data order
     depends on; `notes`: for the user.
     `tokenizer` is the one that made the tokens; `held_out`: where validation text comes from, for the record;
-    `rows_are`: what the batch counts.
+    `rows_are`: what the batch counts; `chat_template`: Jinja that asks the trained model as it was trained to be asked.
     """
 
     updates: Callable[[Mapping[str, Any]], Prefetched[Update]]
@@ -48,6 +48,7 @@ class Task:
     prompts: Sequence[Prompt] = ()
     requests: Sequence[Request] = ()
     template: Template | None = None
+    chat_template: str | None = None
     held_out: Mapping[str, Any] = field(default_factory=dict)
     rows_are: str = "blocks"
 

@@ -22,6 +22,7 @@ from miniqwen.data.token_cache import cached_oddities, open_token_cache
 from miniqwen.data.windows import ReadableUnits, TextWindows, Windows
 from miniqwen.errors import UserError
 from miniqwen.model.tokenization_miniqwen import document_encoder, text_oddities
+from miniqwen.questions.templates import TEMPLATE_FILE
 from miniqwen.training.batches import (
     Plan,
     Update,
@@ -80,7 +81,11 @@ def text_task(
         blocks, plan, config.per_device_eval_batch_size, lambda rows: block_batch(rows, config.length, end)
     )
     held_out = {name: text.validation_record() for name, text in texts.items()}
-    return Task(updates, validation, plain(identity), notes, tokenizer, held_out=held_out)
+    asked_here = Path(str(config.model_path), TEMPLATE_FILE).exists()  # more text makes a base model of it again
+    chat_template = None if asked_here else tokenizer.chat_template
+    return Task(
+        updates, validation, plain(identity), notes, tokenizer, held_out=held_out, chat_template=chat_template
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

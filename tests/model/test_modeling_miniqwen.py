@@ -343,3 +343,21 @@ def test_pickled_missing_and_broken_weights_are_refused(folder: Path) -> None:
     shutil.rmtree(folder)
     with pytest.raises(UserError, match="no readable config"):
         load_model(folder)
+
+
+def test_rotary_parameters_stand_where_transformers_4_looks_for_them_and_the_model_stays_the_same(
+    tmp_path: Path,
+) -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    for number, rope in enumerate(({"rope_type": "default"}, yarn)):
+        shape = SHAPE | {"rope_parameters": {**rope, "rope_theta": 1e6}}
+        model = new_model(MiniQwenConfig(**shape, initializer_range=0.2), 0).eval()
+        folder = tmp_path / str(number)
+        save_model(model, folder)
+        described = json.loads((folder / "config.json").read_text())
+        assert described["rope_theta"] == 1e6
+        assert described.get("rope_scaling") == (yarn if rope is yarn else None)
+        tokens = random_tokens(1, 60)
+        assert torch.equal(AutoModelForCausalLM.from_pretrained(folder)(tokens).logits, model(tokens).logits)
+        save_model(load_model(folder), tmp_path / "again")
+        assert json.loads((tmp_path / "again" / "config.json").read_text()) == described

@@ -23,7 +23,13 @@ from miniqwen.questions.examples import (
     training_example,
 )
 from miniqwen.questions.rows import Question
-from miniqwen.questions.templates import Template, shuffle_choices, template_flags, template_problems
+from miniqwen.questions.templates import (
+    Template,
+    plain_chat_template,
+    shuffle_choices,
+    template_flags,
+    template_problems,
+)
 
 QUESTION = Question("q1", "Which gas?", ("neon", "oxygen"), 1, "oxygen", "Air has {oxygen}.")
 
@@ -46,6 +52,46 @@ def test_an_empty_support_and_missing_choices_leave_no_blank_line() -> None:
     bare = dataclasses.replace(QUESTION, support="", choices=(), answer_index=None)
     assert Template().render(bare) == "Question: Which gas?\nAnswer:"
     assert Template("Context: {support}\n\n{question}\nAnswer:").render(bare) == "\nWhich gas?\nAnswer:"
+
+
+CHATS = [
+    Template(),
+    Template("{question}"),
+    Template("{support}\n{question} ({choices})\nAnswer: ", "{text}"),
+    Template('Q: {{{question}}} "it\'s" {{% x %}} \\n 😀\n\n{question}\n A:'),
+    None,
+]
+
+
+@pytest.mark.parametrize("template", CHATS)
+@pytest.mark.parametrize("asked", ["Which gas?", '  {{ 7 * 7 }} {% raw %} "o\'clock" \\n é\n#x  '])
+def test_a_chat_is_what_was_trained_on_with_the_answer_and_its_end_marked(
+    tokenizer: PreTrainedTokenizerBase, template: Template | None, asked: str
+) -> None:
+    question = Question("q1", asked, (), None, " oxygen ")
+    trained = training_example(tokenizer, template, question) if template else plain_example(tokenizer, question)
+    jinja = template.chat_template() if template else plain_chat_template()
+    asking = [{"role": "user", "content": asked}]
+    answered = [*asking, {"role": "assistant", "content": " oxygen "}]
+    found = tokenizer.apply_chat_template(
+        answered, chat_template=jinja, return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert found["input_ids"] == list(trained.input_ids)
+    prompt = tokenizer.apply_chat_template(asking, chat_template=jinja, add_generation_prompt=True)["input_ids"]
+    marked = [0] * len(prompt) + [1] * (len(trained.input_ids) - len(prompt))
+    assert found["assistant_masks"] == marked
+    if template:
+        assert len(prompt) == trained.prompt_length
+        assert tokenizer.decode(prompt) == template.render(question)
+
+
+def test_a_chat_of_several_turns_keeps_them_all_and_other_roles_are_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    jinja = Template("{question}:").chat_template()
+    turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+    text = tokenizer.apply_chat_template(turns, chat_template=jinja, tokenize=False)
+    assert text == "a: b<|endoftext|>c:"
+    with pytest.raises(Exception, match="roles user and assistant, not system"):
+        tokenizer.apply_chat_template([{"role": "system", "content": "x"}], chat_template=jinja, tokenize=False)
 
 
 def test_templates_fill_in_fields_once_and_escapes_become_braces() -> None:
