@@ -165,7 +165,8 @@ def main(config: PrepareConfig) -> None:
         )
         for name, questions in summary.questions.items():
             print(f"{name}: {', '.join(f'{count} {split}' for split, count in questions.items())} questions")
-        print(f"use it with --data_root {config.demo}")
+        if config.hints:
+            print(f"use it with --data_root {config.demo}")
         return
     problems: list[str] = []
     for name in config.datasets:

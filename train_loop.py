@@ -44,7 +44,8 @@ from miniqwen.training.ending import failures_told, reason_to_stop
 from miniqwen.training.opening import Run, open_run
 from miniqwen.training.optimizers import make_schedule, set_learning_rate
 from miniqwen.training.preemption import GivenUp, Preempted, next_update, until_stopped
-from miniqwen.training.tracking import SHOWN_SAMPLES, Window
+from miniqwen.training.samples import completions
+from miniqwen.training.tracking import SHOWN_SAMPLES, Window, loss_metrics
 
 
 def train(run: Run) -> tuple[Progress, bool]:
@@ -56,8 +57,7 @@ def train(run: Run) -> tuple[Progress, bool]:
     model, optimizer, runtime = run.model, run.optimizer, run.runtime
     schedule = make_schedule(config, steps.total, steps.warmup)
     updates = task.updates(progress.cursor)
-    carried = progress.pending_loss if runtime.is_main else 0.0  # a sum over the ranks: one of them goes on with it
-    window = Window(runtime.device, carried, progress.pending_targets)
+    window = Window(runtime, progress)
     bad_updates = BadUpdates(config, runtime, task.tokenizer)
     saved = progress
     model.train()
@@ -81,7 +81,7 @@ def train(run: Run) -> tuple[Progress, bool]:
             if progress is not saved:
                 run.save(progress, window)
             return progress, True
-        update, num_targets, num_tokens = arrived
+        update, (num_targets, num_bytes, num_tokens) = arrived
         waited = perf_counter() - began
         learning_rate = config.learning_rate * schedule(step)
         set_learning_rate(optimizer, learning_rate)  # before backward: some backends step inside it
@@ -95,42 +95,43 @@ def train(run: Run) -> tuple[Progress, bool]:
         grad_norm = runtime.step(model, optimizer, config.max_grad_norm)
 
         skipped = bad_updates.caught(progress, update, losses, grad_norm)  # on every rank alike
-        window.add_losses([] if skipped else losses)
-        if update.epoch > progress.epoch and task.updates_per_epoch is None:
-            run.tracker.say(
-                f"update {step + 1}: the text is used up; it repeats in another order (epoch {update.epoch})"
-            )
+        if not skipped:
+            window.add_losses(losses, update.num_targets, num_targets, num_bytes)
+        if update.epoch > progress.epoch == 0 and task.updates_per_epoch is None:
+            run.tracker.say(f"update {step + 1}: all of the text was read; it repeats, each time in another order")
         progress = replace(
             progress.with_update(skipped), tokens=progress.tokens + num_tokens, epoch=update.epoch, cursor=update.cursor
         )
-        window.add_update(0 if skipped else num_targets, num_tokens, waited, perf_counter() - began)
+        window.add_update(num_tokens, waited, perf_counter() - began)
         runtime.lower_timeouts()  # what takes long, it took in the first update
-        run.tracker.advance()
+        run.tracker.advance(window)
         if progress.step % config.logging_steps == 0 or progress.step in (1, steps.total):
             metrics = window.metrics(runtime, learning_rate, grad_norm, steps.total - progress.step)
             counts = {"tokens": progress.tokens, "skipped_updates": progress.skipped_updates}
             met = data_report(dict(enumerate(runtime.gather(lanes_together(progress.cursor)))))
             run.tracker.train(progress.step, {**metrics, **counts, "epoch": steps.epoch(progress)}, met)
-            window = Window(runtime.device)
+            window = Window(runtime)
 
 
 def evaluated(run: Run, progress: Progress) -> Progress:
     """`progress` after an evaluation at its step, which the tracker is told of; unchanged when a stop request came."""
     began = perf_counter()
     try:
-        result, samples = evaluate(run)
+        result, samples, written = evaluate(run)
     except GivenUp:
         return progress
     run.tracker.evaluation(progress.step, {**result, "eval_seconds": perf_counter() - began}, samples)
+    run.tracker.completions(progress.step, run.task.samples, written)
     return progress.with_evaluation(result[run.config.best_metric], run.config.larger_is_better)
 
 
 @torch.no_grad()
-def evaluate(run: Run) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def evaluate(run: Run) -> tuple[dict[str, float], list[dict[str, Any]], list[str]]:
     """`eval_loss`: cross-entropy summed over all validation tokens of all ranks, divided by their number.
 
     For questions with choices also `eval_accuracy`: the share whose right choice has the highest log-likelihood, and
-    the records of the first of them. Raises `GivenUp` on every rank when one is asked to stop.
+    the records of the first of them. Last what the model writes behind each of the task's samples.
+    Raises `GivenUp` on every rank when one is asked to stop.
     """
     config, task, runtime = run.config, run.task, run.runtime
     model = runtime.evaluable(run.model)
@@ -139,8 +140,11 @@ def evaluate(run: Run) -> tuple[dict[str, float], list[dict[str, Any]]]:
     loss = torch.zeros((), dtype=torch.float64, device=runtime.device)
     for micro_batch in until_stopped(task.validation, run.stop, runtime):
         loss += model(**vars(micro_batch.to(runtime.device)))
-    (num_targets,) = runtime.sum(sum(batch.num_targets for batch in task.validation))
-    result = {"eval_loss": runtime.sum_tensor(loss).item() / max(num_targets, 1)}
+    num_targets, num_bytes = runtime.sum(
+        sum(batch.num_targets for batch in task.validation),
+        sum(batch.num_bytes(task.token_bytes) for batch in task.validation),
+    )
+    result = loss_metrics(runtime.sum_tensor(loss).item(), num_targets, num_bytes, "eval_")
     samples: dict[int, dict[str, Any]] = {}
     if task.requests:
         rounds = score_rounds(
@@ -153,8 +157,10 @@ def evaluate(run: Run) -> tuple[dict[str, float], list[dict[str, Any]]]:
         result["eval_accuracy"] = correct / asked
         own = {str(index): answer.sample() for index, answer in answers.items() if index < SHOWN_SAMPLES}
         samples = {int(index): sample for part in runtime.gather(own) for index, sample in part.items()}
+    parts = completions(model, task.samples, task.tokenizer, config, runtime.device)
+    written = [text for part in until_stopped(parts, run.stop, runtime) for text in part]
     model.train(was_training)
-    return result, [samples[index] for index in sorted(samples)]
+    return result, [samples[index] for index in sorted(samples)], written
 
 
 def out_of_patience(config: TrainConfig, progress: Progress) -> bool:

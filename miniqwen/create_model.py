@@ -47,7 +47,8 @@ def main(config: CreateConfig) -> None:
         f"{shape.num_hidden_layers} layers of width {shape.hidden_size}, {shape.max_position_embeddings:,} positions, "
         f"{model.dtype}"
     )
-    print(f"next: {next_command(config, shape.max_position_embeddings)}")
+    if config.hints:
+        print(f"next: {next_command(config, shape.max_position_embeddings)}")
 
 
 def created(config: CreateConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

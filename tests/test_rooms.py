@@ -16,7 +16,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"config": "flags data models precision task prompt schedule evaluation launch survival output training evaluating "
                "preparing creating"},
     {
-        "model": "tokenization_miniqwen attention loss modeling_miniqwen sizes folder",
+        "model": "tokenization_miniqwen attention loss modeling_miniqwen continuation sizes folder",
         "distributed": "zero shards peers ranks launches workarounds backends runtime",
         "checkpoints": "tensor_files background checkpoint",
     },
@@ -24,7 +24,7 @@ FLOORS: tuple[dict[str, str], ...] = (
              "pretrained"},
     {"questions": "rows templates examples protocols"},
     {
-        "training": "prefetching batches task text_task question_task optimizers preemption bad_updates "
+        "training": "prefetching batches samples task text_task question_task optimizers preemption bad_updates "
                     "resuming output_folder tracking ending opening",
         "eval": "causal_models choice_rows scoring metrics generation answers comparison result_files",
     },

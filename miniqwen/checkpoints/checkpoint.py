@@ -43,6 +43,7 @@ class Progress:
     # of the updates that no line of metrics has told of yet, so that a resumed run writes the same lines
     pending_loss: float = 0.0
     pending_targets: int = 0
+    pending_bytes: int = 0
     loss_scale: Mapping[str, float] | None = None  # of fp16
 
     def with_evaluation(self, metric: float, larger_is_better: bool) -> Progress:

@@ -23,6 +23,7 @@ class CreateConfig(DataFlags):
     )
     output_dir: str | None = flag(None, "folder for the new model", group="output", required=True)
     overwrite_output_dir: bool = flag(False, "replace a model that is already there", group="output")
+    hints: bool = flag(True, "say which command comes next", group="output")
     size: str = flag("tiny", "model size", group="model", choices=("tiny", "small", "medium", "base", "large"))
     vocab_size: int | None = flag(None, "tokenizer vocabulary (default 8192 for tiny)", group="model")
     from_pretrained: str | None = flag(

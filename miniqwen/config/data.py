@@ -15,6 +15,7 @@ from miniqwen.config.flags import Flags, flag
 
 TEXT_DATASETS = ("wikipedia", "arxiv", "both")
 QA_DATASETS = ("sciq", "commonsenseqa")
+USUAL_DUMP = "20220301.en"  # of Wikipedia, unless another is named
 HUB_TIMEOUT = 1800.0  # seconds
 
 
@@ -26,9 +27,10 @@ class DataFlags(Flags):
         None, "wikipedia, arxiv, both, sciq, commonsenseqa, a hub id (OWNER/NAME), or a local file or folder "
         "(.parquet, .jsonl, .json, .csv, .txt; also .gz)", group="data", required=True)  # fmt: skip
     dataset_config_name: str | None = flag(None, "configuration (subset) of a hub data set", group="data")
-    wikipedia_version: str = flag(
-        "20220301.en", "Wikipedia dump as DATE.LANGUAGE; one that the hub no longer serves is replaced by the newest "
-        "of that language, and the run says so", group="data")  # fmt: skip
+    wikipedia_version: str | None = flag(
+        None, "Wikipedia dump as DATE.LANGUAGE; one that is no longer served is replaced by the newest of that "
+        f"language, and the run says so (default: {USUAL_DUMP} where it is served, else the newest English one)",
+        group="data")  # fmt: skip
     data_root: str | None = flag(
         None, "folder laid out like the hub (DIR/OWNER/NAME/...), used instead of it", group="data"
     )

@@ -29,6 +29,11 @@ class EvaluationFlags(PromptFlags):
         None, "stop after N evaluations without a new best", group="evaluation", least=1
     )
 
+    sample_prompts: tuple[str, ...] = flag(
+        (), "texts that the model goes on with at every evaluation, each in quotes; in fine-tuning, questions for the "
+        "prompt template (default: a few beginnings of sentences, or validation questions); none: no samples",
+        group="evaluation", verbatim=True)  # fmt: skip
+
     @property
     def best_metric(self) -> str:
         """`eval_loss` or `eval_accuracy`; as in transformers, --metric_for_best_model may leave the `eval_` out."""

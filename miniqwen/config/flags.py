@@ -46,9 +46,18 @@ def flag(
     aliases: Sequence[str] = (),
     required: bool = False,
     least: int | None = None,
+    verbatim: bool = False,
+    positional: bool = False,
 ) -> Any:
-    """A dataclass field with what the command line needs to know of it; `least`: the smallest value it may have."""
-    known = {"help": help, "group": group, "choices": choices, "aliases": aliases, "required": required, "least": least}
+    """A dataclass field with what the command line needs to know of it.
+
+    `least`: the smallest value it may have; `verbatim`: a list of texts, not of words; `positional`: a list of what
+    belongs to no flag.
+    """
+    known = {
+        "help": help, "group": group, "choices": choices, "aliases": aliases, "required": required, "least": least,
+        "verbatim": verbatim or positional, "positional": positional,
+    }  # fmt: skip
     return field(default=default, metadata=known)
 
 
@@ -83,15 +92,19 @@ def parse(
     given, unknown = _argument_parser(kind, program, description).parse_known_args(
         list(sys.argv[1:] if arguments is None else arguments)
     )
-    typed = vars(given)
+    typed: dict[str, Any] = {name: BARE if value == [] else value for name, value in vars(given).items()}
     in_file, problems = _read_yaml(typed.pop("config", None), fields)
+    positional = next((name for name, f in fields.items() if f.metadata["positional"]), None)
+    if positional and (texts := _positional(unknown)):
+        typed[positional] = texts
     problems += [_unknown(word, fields) for word in unknown]
 
     values: dict[str, Any] = {}
     hints = typing.get_type_hints(kind)
     for name, value in {**in_file, **typed}.items():
         try:
-            values[name] = _convert(value, hints[name], fields[name].metadata["choices"])
+            known = fields[name].metadata
+            values[name] = _convert(value, hints[name], known["choices"], known["verbatim"])
         except ValueError as error:
             problems.append(f"--{name}: {error}")
     problems += [
@@ -122,8 +135,11 @@ def _argument_parser(kind: type[Flags], program: str, description: str) -> argpa
         text = meta["help"]
         if meta["choices"] and not is_list:
             text += f"; one of {', '.join(meta['choices'])}"
-        if default is not None:
+        if default not in (None, ()):
             text += f" (default: {' '.join(default) if isinstance(default, tuple) else default})"
+        if meta["positional"]:
+            parser.epilog = f"{f.name.upper()} ...: {meta['help']}"
+            continue
         groups[meta["group"]].add_argument(
             *(f"--{name}" for name in (f.name, *meta["aliases"])), dest=f.name, nargs="*" if is_list else "?",
             const=None if is_list else BARE,
@@ -166,7 +182,19 @@ def _read_yaml(path: str | None, fields: Mapping[str, dataclasses.Field[Any]]) -
     return values, problems
 
 
-def _convert(value: Any, hint: Any, choices: Sequence[str]) -> Any:
+def _positional(unknown: list[str]) -> list[str]:
+    """What belongs to no flag, taken out of `unknown`: words without dashes, and all behind `--`."""
+    behind: list[str] = []
+    if "--" in unknown:
+        place = unknown.index("--")
+        behind = unknown[place + 1 :]
+        del unknown[place:]
+    texts = [word for word in unknown if not word.startswith("--")]
+    unknown[:] = [word for word in unknown if word.startswith("--")]
+    return texts + behind
+
+
+def _convert(value: Any, hint: Any, choices: Sequence[str], verbatim: bool) -> Any:
     """`value` (text from the command line, or anything YAML can say) as `hint`; `ValueError` says what was expected."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     wanted = next(o for o in options if o is not type(None))
@@ -178,8 +206,8 @@ def _convert(value: Any, hint: Any, choices: Sequence[str]) -> Any:
         raise ValueError("needs a value")
     if typing.get_origin(wanted) is tuple:
         given = value if isinstance(value, (list, tuple)) else [value]
-        words = [word for part in given for word in str(part).replace(",", " ").split()]
-        if not words:
+        words = [word for part in given for word in ([str(part)] if verbatim else str(part).replace(",", " ").split())]
+        if not words and not verbatim:  # a file may say of texts that there are none
             raise ValueError("needs at least one value")
         return tuple(_chosen(word, choices) for word in words)
     if isinstance(value, (list, dict)):

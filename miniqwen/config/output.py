@@ -13,11 +13,12 @@ from miniqwen.config.models import MODEL_FILES
 from miniqwen.config.task import TaskFlags
 
 TRACKERS = ("tensorboard", "wandb")
+SAMPLES_FILE = "samples.jsonl"  # what the model wrote at evaluations
 STOP_FILE = "STOP"  # touched in --output_dir, it ends the run
 # What a run leaves in its folder: all that --overwrite_output_dir deletes there.
 LEFT_BY_A_RUN = (
-    STOP_FILE, "bad_updates.json", "config.yaml", "metrics.jsonl", "trainer_state.json", "runs", "wandb", "report.html",
-    "checkpoint-*", ".*.tmp", *MODEL_FILES,
+    STOP_FILE, "bad_updates.json", "config.yaml", "metrics.jsonl", SAMPLES_FILE, "trainer_state.json", "runs", "wandb",
+    "report.html", "checkpoint-*", ".*.tmp", *MODEL_FILES,
 )  # fmt: skip
 
 
@@ -32,6 +33,8 @@ class OutputFlags(TaskFlags):
     resume_from_checkpoint: str = flag(
         "none", "auto: continue from the newest complete checkpoint in --output_dir; a checkpoint's path; or none",
         group="output")  # fmt: skip
+
+    hints: bool = flag(True, "say at the end which command comes next", group="output")
 
     logging_steps: int = flag(10, "updates between two lines of metrics", group="output", least=1)
     save_steps: int = flag(500, "updates between checkpoints; the last update is always saved", group="output", least=1)

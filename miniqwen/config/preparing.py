@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from miniqwen.config.data import HUB_TIMEOUT, QA_DATASETS, TEXT_DATASETS, unknown_dataset
+from miniqwen.config.data import HUB_TIMEOUT, QA_DATASETS, TEXT_DATASETS, USUAL_DUMP, unknown_dataset
 from miniqwen.config.flags import Flags, flag
 from miniqwen.config.models import model_problems
 
@@ -41,10 +41,13 @@ class PrepareConfig(Flags):
     streaming: bool = flag(
         True, "read only the rows that are shown; False downloads each data set to the cache", group="how"
     )
-    wikipedia_version: str = flag("20220301.en", "Wikipedia dump as DATE.LANGUAGE", group="how")
+    wikipedia_version: str | None = flag(
+        None, f"Wikipedia dump as DATE.LANGUAGE (default: {USUAL_DUMP}, else the newest English one)", group="how"
+    )
     data_root: str | None = flag(None, "check a mirror instead of the hub", group="how")
     cache_dir: str | None = flag(None, "where downloads are kept (default: the Hugging Face cache)", group="how")
     hub_timeout: float = flag(HUB_TIMEOUT, "seconds to wait, at one place, for a hub that does not answer", group="how")
+    hints: bool = flag(True, "say which command comes next", group="how")
     num_samples: int = flag(2, "rows to show of each data set", group="how")
 
     @property

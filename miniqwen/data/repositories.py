@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import datasets
 from fsspec.core import url_to_fs
 
-from miniqwen.config.data import HUB_TIMEOUT, DataFlags
+from miniqwen.config.data import HUB_TIMEOUT, USUAL_DUMP, DataFlags
 from miniqwen.data.formats import FORMATS
 from miniqwen.data.hub import pinned
 from miniqwen.data.patience import is_passing, patiently
@@ -138,11 +138,12 @@ def _local(name: str) -> Repository:
     return Repository(path.name, str(path.resolve()), None, None, files)
 
 
-def _wikipedia_dump(where: str, wanted: str, limit: float) -> tuple[str, str | None]:
-    """The configuration for `--wikipedia_version`, and a note if it is another dump of the same language."""
+def _wikipedia_dump(where: str, named: str | None, limit: float) -> tuple[str, str | None]:
+    """The configuration for `--wikipedia_version`, and a note if it is not the one that was named."""
+    wanted = named or USUAL_DUMP
     names = _listed("wikipedia", where, limit, datasets.get_dataset_config_names)
     if wanted in names:
-        return wanted, None
+        return wanted, None if named else f"wikipedia: dump {wanted}"
     language = wanted.partition(".")[2] or wanted
     dumps = sorted(name for name in names if name.partition(".")[2] == language)
     if not dumps:
@@ -150,9 +151,10 @@ def _wikipedia_dump(where: str, wanted: str, limit: float) -> tuple[str, str | N
         raise UserError(
             f"--wikipedia_version {wanted}: no dump of language {language!r}; there is {', '.join(languages[:40])}"
         )
-    return dumps[
-        -1
-    ], f"wikipedia: dump {wanted} is no longer served; using {dumps[-1]}, the newest one of that language"
+    newest = dumps[-1]
+    if not named:
+        return newest, f"wikipedia: dump {newest}"
+    return newest, f"wikipedia: dump {wanted} is no longer served; using {newest}, the newest one of that language"
 
 
 def _files(

@@ -56,7 +56,9 @@ class Runtime(Ranks):
             f" over {self.world_size} process{'es' if self.world_size > 1 else ''} on {nodes} node{'s' * (nodes > 1)}"
         )
         place = f"{self.backend.name}{over if self.backend.name != 'one process' else ''}"
-        held = f"{local_parameters(model):,} of {parameters:,} parameters on each rank"
+        held = f"{parameters:,} parameters"
+        if self.world_size > 1:
+            held = f"{local_parameters(model):,} of {held} on each rank"
         return f"{place}, {self.device.type}, {self.precision}; {held}"
 
     def prepare(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[torch.nn.Module, Any]:

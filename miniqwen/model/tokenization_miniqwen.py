@@ -125,6 +125,21 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
+def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
+    """How many bytes of text each token stands for [vocabulary]; None where tokens are not written as bytes.
+
+    In byte-level BPE each character of an entry stands for a byte. Control tokens stand for no text.
+    """
+    if json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]["type"] != "ByteLevel":
+        return None
+    entries = tokenizer.get_vocab()
+    found = np.zeros(max(entries.values()) + 1, np.int64)
+    for entry, token in entries.items():
+        found[token] = len(entry)
+    found[list(tokenizer.added_tokens_decoder)] = 0
+    return found
+
+
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """One text's tokens by the same rule, without an end token."""
     ids: list[int] = _encode(tokenizer, [text])[0].tolist()

@@ -50,6 +50,11 @@ class MicroBatch:
     def num_targets(self) -> int:
         return int((self.targets != IGNORED).sum())
 
+    def num_bytes(self, token_bytes: np.ndarray | None) -> int:
+        """Bytes of text in the targets, by a table of bytes per token; 0 without one."""
+        targets = self.targets.numpy()
+        return 0 if token_bytes is None else int(token_bytes[targets[targets != IGNORED]].sum())
+
     def to(self, device: torch.device) -> MicroBatch:
         """A copy on `device`."""
         moved: dict[str, Any] = {
@@ -62,13 +67,18 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Update:
-    """One rank's share of an update: its micro-batches, their token counts, and the cursor behind them."""
+    """One rank's share of an update: its micro-batches, what they count, and the cursor behind them."""
 
     micro_batches: tuple[MicroBatch, ...]
     num_targets: int
     num_tokens: int
     cursor: Mapping[str, Any]  # JSON-able: this rank's lanes, or the place in the epoch
     epoch: int
+    num_bytes: int = 0
+
+    def with_bytes(self, token_bytes: np.ndarray | None) -> Update:
+        """With the bytes of its targets counted."""
+        return replace(self, num_bytes=sum(batch.num_bytes(token_bytes) for batch in self.micro_batches))
 
     @classmethod
     def of(cls, micro_batches: Sequence[MicroBatch], cursor: Mapping[str, Any], epoch: int) -> Update:

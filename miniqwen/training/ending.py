@@ -7,10 +7,12 @@ The reason names the rank and the host where they can be known. Costs: a few sec
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from miniqwen.checkpoints.checkpoint import Progress
 from miniqwen.config.training import TrainConfig
 from miniqwen.data.formats import BadData
 from miniqwen.data.patience import HubTimeout
@@ -53,6 +55,21 @@ def failures_told(
         if writes:
             note_end(folder, "failed", reason)
         raise
+
+
+def closing_summary(config: TrainConfig, progress: Progress, total_steps: int, seconds: float) -> list[str]:
+    """What a run that has reached its end did, and what can be done with it now."""
+    folder = shlex.quote(str(config.output_dir))
+    early = "" if progress.step == total_steps else f", stopped early (--early_stopping_patience) of {total_steps}"
+    said = f"finished: {progress.step} updates{early}, {progress.tokens:,} tokens in {seconds / 60:.1f} minutes"
+    if progress.best_step is not None:
+        said += f"; best {config.best_metric} {progress.best_metric:.4f}, at update {progress.best_step}"
+    if progress.skipped_updates:
+        said += f"; {progress.skipped_updates} updates were skipped, see bad_updates.json"
+    if not config.hints:
+        return [said]
+    curves = [f"curves: tensorboard --logdir {folder}"] if "tensorboard" in config.trackers else []
+    return [said, *curves, f"next: talk to it, python -m miniqwen.generate --model_path {folder}"]
 
 
 def reason_to_stop(stop: StopRequest, runtime: Runtime) -> str:

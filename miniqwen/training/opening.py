@@ -24,11 +24,13 @@ from miniqwen.distributed.shards import gathered
 from miniqwen.model.modeling_miniqwen import compile_layers, count_parameters, load_model
 from miniqwen.model.tokenization_miniqwen import load_tokenizer
 from miniqwen.training.batches import Plan
+from miniqwen.training.ending import closing_summary
 from miniqwen.training.optimizers import make_optimizer
 from miniqwen.training.output_folder import OutputFolder, open_output_dir, versions
 from miniqwen.training.preemption import StopRequest
 from miniqwen.training.question_task import question_task
 from miniqwen.training.resuming import check_batch, continued
+from miniqwen.training.samples import fitting
 from miniqwen.training.task import Steps, Task
 from miniqwen.training.text_task import text_task
 from miniqwen.training.tracking import Tracker, Window
@@ -72,6 +74,9 @@ class Run:
         self.tracker.close()
         if self.output:
             self.output.set_status(status, progress, self.tracker.wandb_run_id, reason)
+        if status == "finished" and self.config.trains:
+            for line in closing_summary(self.config, progress, self.steps.total, self.tracker.elapsed):
+                self.runtime.print(line)
         self.runtime.close()
 
 
@@ -109,6 +114,8 @@ def open_run(config: TrainConfig, stop: StopRequest) -> Run:
         runtime.print(line)
 
     bare = runtime.unwrap(model)
+    positions: int = bare.config.max_position_embeddings  # type: ignore[assignment, union-attr]
+    task = replace(task, samples=fitting(task.samples, positions))
     output = OutputFolder(config, bare, tokenizer, task.template, identity) if runtime.is_main else None
     known_to_wandb = checkpoint.wandb_run_id if checkpoint else None
     tracker = Tracker(config, runtime.is_main, progress.step, steps.total, known_to_wandb)

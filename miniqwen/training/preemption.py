@@ -148,9 +148,10 @@ def _is_accelerate(process: int) -> bool:
         return False
 
 
-def next_update(updates: Prefetched[Update], stop: StopRequest, runtime: Runtime) -> tuple[Update, int, int] | None:
-    """This rank's next update, with its targets and tokens over all ranks; None when any rank was asked to stop, or
-    its data cannot be read.
+def next_update(updates: Prefetched[Update], stop: StopRequest, runtime: Runtime) -> tuple[Update, list[int]] | None:
+    """This rank's next update, and its targets, their bytes and all tokens, each over all ranks.
+
+    None when any rank was asked to stop, or its data cannot be read.
 
     Ranks wait for their data together, asking each other once a second: a slow hub is neither a hang nor in the way of
     a stop. All ranks get the same answer.
@@ -161,12 +162,12 @@ def next_update(updates: Prefetched[Update], stop: StopRequest, runtime: Runtime
             update = update or updates.within(POLL)
         except UserError as error:
             stop.data_fails(error)
-        targets, tokens = (update.num_targets, update.num_tokens) if update else (0, 0)
-        targets, tokens, missing, stops = runtime.sum(targets, tokens, int(update is None), int(stop.requested))
+        own = (update.num_targets, update.num_bytes, update.num_tokens) if update else (0, 0, 0)
+        *counts, missing, stops = runtime.sum(*own, int(update is None), int(stop.requested))
         if stops:
             return None
         if update is not None and not missing:
-            return update, targets, tokens
+            return update, counts
 
 
 def until_stopped(items: Iterable[Item], stop: StopRequest, runtime: Runtime) -> Iterator[Item]:

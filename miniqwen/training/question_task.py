@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from miniqwen.config.training import TrainConfig
 from miniqwen.data.repositories import Repository
 from miniqwen.errors import UserError
+from miniqwen.model.tokenization_miniqwen import token_bytes
 from miniqwen.questions.examples import (
     Example,
     Fitted,
@@ -37,6 +38,7 @@ from miniqwen.training.batches import (
     updates_per_epoch,
 )
 from miniqwen.training.prefetching import prefetched
+from miniqwen.training.samples import SHOWN_QUESTIONS, SamplePrompt
 from miniqwen.training.task import Task, plain, shared_out
 
 
@@ -51,9 +53,12 @@ def question_task(config: TrainConfig, repository: Repository, tokenizer: PreTra
     epoch_rows, batch = _laid_out(fits.examples, config)
     num_rows = len(epoch_rows(0))
     per_epoch = updates_per_epoch(num_rows, plan)
+    bytes_of_tokens = token_bytes(tokenizer)
     prompts = [template_prompt(question, template) for question in validation if question.choices and template]
     return Task(
-        updates=lambda cursor: prefetched(example_updates(epoch_rows, batch, plan, cursor)),
+        updates=lambda cursor: prefetched(
+            update.with_bytes(bytes_of_tokens) for update in example_updates(epoch_rows, batch, plan, cursor)
+        ),
         validation=shared_out(held.examples, plan, config.per_device_eval_batch_size, example_batch),
         identity=plain(
             {
@@ -73,6 +78,8 @@ def question_task(config: TrainConfig, repository: Repository, tokenizer: PreTra
         template=template,
         chat_template=template.chat_template() if template else plain_chat_template(),
         rows_are="blocks" if config.packing else "examples",
+        samples=_samples(config, validation, tokenizer, template),
+        token_bytes=bytes_of_tokens,
     )  # fmt: skip
 
 
@@ -106,6 +113,24 @@ def _laid_out(
         return single_rows(examples, config.seed), padding_free
     size = config.per_device_train_batch_size
     return block_rows(examples, config.length, config.seed), functools.partial(packed, length=config.length, size=size)
+
+
+def _samples(
+    config: TrainConfig, validation: Sequence[Question], tokenizer: PreTrainedTokenizerBase, template: Template | None
+) -> list[SamplePrompt]:
+    """The questions of `--sample_prompts`, or a few to validate on with their answers, put as in training."""
+    asked = [Question("", text, (), None, None) for text in config.sample_prompts]
+    if not asked:
+        asked = list(validation[:SHOWN_QUESTIONS])
+    elif config.sample_prompts == ("none",):
+        asked = []
+    return [
+        SamplePrompt.of(
+            tokenizer, question.question, template.render(question) if template else f"{question.question.strip()}\n",
+            given=bool(config.sample_prompts), answer=question.answer,
+        )
+        for question in asked
+    ]  # fmt: skip
 
 
 def _notes(

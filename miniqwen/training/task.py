@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from miniqwen.checkpoints.checkpoint import Progress
@@ -26,6 +27,7 @@ from miniqwen.training.batches import (
     Update,
 )
 from miniqwen.training.prefetching import Prefetched
+from miniqwen.training.samples import SamplePrompt
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Task:
     `prompts` and `requests`: all questions to measure accuracy by, and their tokens; `identity`: what the data order
     depends on; `notes`: for the user.
     `tokenizer` is the one that made the tokens; `held_out`: where validation text comes from, for the record;
-    `rows_are`: what the batch counts; `chat_template`: Jinja that asks the trained model as it was trained to be asked.
+    `rows_are`: what the batch counts; `chat_template`: Jinja that asks the trained model as it was trained to be asked;
+    `samples`: what it goes on with at every evaluation; `token_bytes` [vocabulary]: see `tokenization.token_bytes`.
     """
 
     updates: Callable[[Mapping[str, Any]], Prefetched[Update]]
@@ -49,6 +52,8 @@ class Task:
     requests: Sequence[Request] = ()
     template: Template | None = None
     chat_template: str | None = None
+    samples: Sequence[SamplePrompt] = ()
+    token_bytes: np.ndarray | None = None
     held_out: Mapping[str, Any] = field(default_factory=dict)
     rows_are: str = "blocks"
 

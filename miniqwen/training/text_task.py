@@ -21,7 +21,7 @@ from miniqwen.data.repositories import Repository, text_column
 from miniqwen.data.token_cache import cached_oddities, open_token_cache
 from miniqwen.data.windows import ReadableUnits, TextWindows, Windows
 from miniqwen.errors import UserError
-from miniqwen.model.tokenization_miniqwen import document_encoder, text_oddities
+from miniqwen.model.tokenization_miniqwen import document_encoder, text_oddities, token_bytes
 from miniqwen.questions.templates import TEMPLATE_FILE
 from miniqwen.training.batches import (
     Plan,
@@ -31,6 +31,7 @@ from miniqwen.training.batches import (
     text_updates,
 )
 from miniqwen.training.prefetching import Prefetched, prefetched
+from miniqwen.training.samples import BEGINNINGS, SamplePrompt
 from miniqwen.training.task import Task, plain, shared_out
 
 
@@ -48,6 +49,7 @@ def text_task(
     lanes = lanes or config.data_lanes or plan.rows_per_update
     own_lanes = plan.lanes_of_rank(lanes)
     encode = document_encoder(tokenizer)
+    bytes_of_tokens = token_bytes(tokenizer)
     end = tokenizer.eos_token_id if config.masks_documents else None
     texts: dict[str, TrainingText] = {}
     blocks: list[np.ndarray] = []
@@ -67,6 +69,7 @@ def text_task(
         starts = lane_cursors(cursor, list(texts), own_lanes)
         own = {lane: lane_blocks(texts, shares, lane, starts[lane], config.length) for lane in own_lanes}
         made = text_updates(own, plan, lanes, max(config.preprocessing_num_workers, 1), end)
+        made = (update.with_bytes(bytes_of_tokens) for update in made)
         return prefetched(made, ahead=2 if config.preprocessing_num_workers else 0)
 
     if config.max_eval_samples:
@@ -81,10 +84,17 @@ def text_task(
         blocks, plan, config.per_device_eval_batch_size, lambda rows: block_batch(rows, config.length, end)
     )
     held_out = {name: text.validation_record() for name, text in texts.items()}
+    beginnings = config.sample_prompts or BEGINNINGS
+    samples = [
+        SamplePrompt.of(tokenizer, text, text, given=bool(config.sample_prompts))
+        for text in beginnings
+        if beginnings != ("none",)
+    ]
     asked_here = Path(str(config.model_path), TEMPLATE_FILE).exists()  # more text makes a base model of it again
     chat_template = None if asked_here else tokenizer.chat_template
     return Task(
-        updates, validation, plain(identity), notes, tokenizer, held_out=held_out, chat_template=chat_template
+        updates, validation, plain(identity), notes, tokenizer, held_out=held_out, chat_template=chat_template,
+        samples=samples, token_bytes=bytes_of_tokens,
     )  # fmt: skip
 
 

@@ -12,17 +12,21 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from tqdm import tqdm
 
+from miniqwen.checkpoints.checkpoint import Progress
+from miniqwen.config.output import SAMPLES_FILE
 from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.runtime import Runtime
 from miniqwen.errors import UserError
-from miniqwen.files import cut_torn_line
+from miniqwen.files import cut_torn_line, printable, whole_lines
+from miniqwen.training.samples import SamplePrompt
 
 SHOWN_SAMPLES = 16  # questions in the trackers' table of each evaluation
 SAMPLE_COLUMNS = ("id", "question", "choices", "scores", "prediction", "answer", "correct")
@@ -35,37 +39,59 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
+def loss_metrics(loss_sum: float, num_targets: int, num_bytes: int, prefix: str = "") -> dict[str, float]:
+    """The mean loss in nats per target, and in bits per byte of text, by which vocabularies can be compared.
+
+    The bits are those of the ends of documents too, as they have to be told; without a count of bytes there are none.
+    """
+    found = {f"{prefix}loss": loss_sum / max(num_targets, 1)}
+    return found | ({f"{prefix}bits_per_byte": loss_sum / math.log(2) / num_bytes} if num_bytes else {})
+
+
 class Window:
     """The updates since the last line of metrics. Their loss stays on the device until the line is written."""
 
-    def __init__(self, device: torch.device, pending_loss: float = 0.0, pending_targets: int = 0) -> None:
-        """`pending_loss` and `pending_targets` are of updates that a checkpoint carried over."""
-        self._loss = torch.tensor(pending_loss, dtype=torch.float64, device=device)
-        self._targets, self._tokens, self._updates = pending_targets, 0, 0
-        self._seconds, self._waited = 0.0, 0.0
+    def __init__(self, runtime: Runtime, carried: Progress | None = None) -> None:
+        """`carried`: a checkpoint whose last updates no line has told of yet."""
+        carried = carried or Progress()
+        # a sum over the ranks: one of them goes on with it
+        loss = carried.pending_loss if runtime.is_main else 0.0
+        self._loss = torch.tensor(loss, dtype=torch.float64, device=runtime.device)
+        self._targets, self._bytes, self._own_targets = (
+            carried.pending_targets,
+            carried.pending_bytes,
+            carried.pending_targets,
+        )
+        self._tokens, self._updates, self._seconds, self._waited = 0, 0, 0.0, 0.0
 
-    def add_losses(self, losses: Sequence[torch.Tensor]) -> None:
-        """The summed loss of each micro-batch of this rank in one update."""
+    def add_losses(self, losses: Sequence[torch.Tensor], own_targets: int, num_targets: int, num_bytes: int) -> None:
+        """The summed loss of each micro-batch of this rank in one update; its targets here, and over all ranks, and
+        their bytes."""
         for loss_sum in losses:
             self._loss += loss_sum
+        self._own_targets += own_targets
+        self._targets, self._bytes = self._targets + num_targets, self._bytes + num_bytes
 
-    def add_update(self, num_targets: int, num_tokens: int, waited: float, seconds: float) -> None:
-        """The counts of one update over all ranks, and the seconds it took (`waited` of them for data)."""
-        self._targets, self._tokens, self._updates = (
-            self._targets + num_targets,
-            self._tokens + num_tokens,
-            self._updates + 1,
-        )
+    def add_update(self, num_tokens: int, waited: float, seconds: float) -> None:
+        """The tokens of one update over all ranks, and the seconds it took (`waited` of them for data)."""
+        self._tokens, self._updates = self._tokens + num_tokens, self._updates + 1
         self._seconds, self._waited = self._seconds + seconds, self._waited + waited
+
+    def own_loss(self) -> float:
+        """The mean loss of this rank's part; waits for the device."""
+        return self._loss.item() / max(self._own_targets, 1)
 
     def pending(self, runtime: Runtime) -> dict[str, Any]:
         """What a checkpoint has to carry over. Every rank calls it."""
-        return {"pending_loss": runtime.sum_tensor(self._loss).item(), "pending_targets": self._targets}
+        return {
+            "pending_loss": runtime.sum_tensor(self._loss).item(), "pending_targets": self._targets,
+            "pending_bytes": self._bytes,
+        }  # fmt: skip
 
     def metrics(self, runtime: Runtime, learning_rate: float, grad_norm: float, updates_left: int) -> dict[str, float]:
         """One line of metrics: the mean loss over all target tokens of the window, and speed. Every rank calls it."""
         return {
-            "loss": runtime.sum_tensor(self._loss).item() / max(self._targets, 1),
+            **loss_metrics(runtime.sum_tensor(self._loss).item(), self._targets, self._bytes),
             "learning_rate": learning_rate,
             "grad_norm": grad_norm,
             "tokens_per_second": self._tokens / self._seconds,
@@ -90,46 +116,76 @@ class Tracker:
         self._wandb = _open_wandb(config, folder, wandb_run_id) if "wandb" in config.trackers else None
         if self._wandb:
             self.wandb_run_id = self._wandb.id
-        cut_torn_line(folder / "metrics.jsonl")
-        self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._lines, self._samples = (_opened(folder / name) for name in ("metrics.jsonl", SAMPLES_FILE))
         self._tensorboard = _open_tensorboard(folder, step) if "tensorboard" in config.trackers else None
         # a bar needs a terminal; a log file gets one line per event instead
+        self._bar_shown = 0.0
+        # one clock over all starts of a run: it goes on from the lines that a resumed run stands behind
+        self._began = time.time() - _elapsed(folder / "metrics.jsonl", step)
         self._bar = tqdm(
             total=total_steps, initial=step, unit="update", disable=not sys.stderr.isatty(), dynamic_ncols=True
         )
 
-    def advance(self) -> None:
-        """One update is done."""
-        if self._is_main:
-            self._bar.update()
+    def advance(self, window: Window) -> None:
+        """One update is done; a bar shows its loss, but asks the device for it once a second only."""
+        if not self._is_main:
+            return
+        self._bar.update()
+        if not self._bar.disable and time.monotonic() - self._bar_shown > 1:
+            self._bar_shown = time.monotonic()
+            self._bar.set_postfix_str(f"loss {window.own_loss():.4f}")
 
-    def say(self, line: str) -> None:
-        """A line on stdout that does not tear the progress bar."""
+    @property
+    def elapsed(self) -> float:
+        """Seconds of this run, those of its earlier starts among them."""
+        return time.time() - self._began if self._is_main else 0.0
+
+    def say(self, line: str, file: IO[str] | None = None) -> None:
+        """A line on stdout, or in another file, that does not tear the progress bar."""
         if self._is_main:
-            tqdm.write(line)
+            tqdm.write(line, file=file)
 
     def train(self, step: int, metrics: Mapping[str, float], met: Mapping[str, int]) -> None:
         """Metrics of the updates since the last line; `met`: documents so far, and those that were odd or left out."""
         names = {name: f"train/{name}" for name in metrics} | {name: f"data/{name}" for name in met}
         self._ship(step, {**metrics, **met}, names)
         if self._is_main:
-            speed = f"{metrics['tokens_per_second']:,.0f} tokens/s"
-            text = f"loss {metrics['loss']:.4f}  lr {metrics['learning_rate']:.2e}  {speed}"
-            self._bar.set_postfix_str(text)
-            self._say(f"update {step}/{self._bar.total}  {text}{self._time_left(metrics)}")
+            told = (
+                f"loss {_loss(metrics)}", f"lr {_short(metrics['learning_rate'])}",
+                f"grad norm {metrics['grad_norm']:.2f}", f"{metrics['tokens_per_second']:,.0f} tokens/s",
+                f"{_clock(metrics['seconds_left'])} left",
+            )  # fmt: skip
+            self.say(f"update {step}/{self._bar.total}  {'  '.join(told)}", file=sys.stderr)
             if met and step == self._bar.total:
                 self.say("met in the text: " + "  ".join(f"{name} {count:,}" for name, count in met.items() if count))
 
     def evaluation(self, step: int, metrics: Mapping[str, float], samples: Sequence[Mapping[str, Any]] = ()) -> None:
         """Metrics of an evaluation, named `eval_...`, and records of questions, for a table in the trackers."""
         if self._is_main and samples:
-            self._ship_table(step, samples)
+            rows = [[_cell(sample[name]) for name in SAMPLE_COLUMNS] for sample in samples]
+            self._ship_table("eval/samples", step, SAMPLE_COLUMNS, rows)
         self._ship(step, metrics, {name: name.replace("eval_", "eval/", 1) for name in metrics})
         if self._is_main:
-            words = "  ".join(
-                f"{name} {value:.4f}" for name, value in metrics.items() if name not in ("eval_seconds", "epoch")
-            )
-            tqdm.write(f"update {step}/{self._bar.total}  {words}", file=sys.stderr)
+            accuracy = f"  eval_accuracy {metrics['eval_accuracy']:.4f}" if "eval_accuracy" in metrics else ""
+            line = f"update {step}/{self._bar.total}  eval_loss {_loss(metrics, 'eval_')}{accuracy}"
+            self.say(line, file=sys.stderr)
+
+    def completions(self, step: int, samples: Sequence[SamplePrompt], written: Sequence[str]) -> None:
+        """What the model wrote behind each sample at this step: on screen, in samples.jsonl and in the trackers."""
+        if not self._is_main or not samples:
+            return
+        rows = []
+        for sample, text in zip(samples, written, strict=True):
+            answer = {} if sample.answer is None else {"answer": sample.answer}
+            record = {"prompt": sample.text, "completion": text, **answer}
+            self._samples.write(json.dumps({"step": step, **record}, ensure_ascii=False) + "\n")
+            rows.append(list(record.values()))
+            right = f"  ({sample.answer})" if sample.answer is not None else ""
+            shown = " ".join(f"{sample.shown} » {text.strip()}{right}".split())
+            self.say(f"    {printable(shown)}", file=sys.stderr)
+        self._samples.flush()
+        columns = ("prompt", "completion", "answer")[: max(map(len, rows))]
+        self._ship_table("eval/completions", step, columns, [[*row, ""][: len(columns)] for row in rows])
 
     def close(self, failed: bool = False) -> None:
         """Flush and close every outlet."""
@@ -137,6 +193,7 @@ class Tracker:
             return
         self._bar.close()
         self._lines.close()
+        self._samples.close()
         if self._tensorboard:
             self._tensorboard.close()
         if self._wandb:
@@ -147,7 +204,8 @@ class Tracker:
             return
         # JSON has no infinity: fp16 can overflow, and a line must stay readable
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._lines.write(json.dumps({"step": step, **finite}) + "\n")
+        clock = {"time": round(time.time(), 3), "elapsed": round(self.elapsed, 3)}
+        self._lines.write(json.dumps({"step": step, **finite, **clock}) + "\n")
         self._lines.flush()
         prefixed = {names[name]: value for name, value in metrics.items()}
         if self._tensorboard:
@@ -157,27 +215,47 @@ class Tracker:
         if self._wandb:
             self._wandb.log({**prefixed, "train/global_step": step})
 
-    def _ship_table(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
-        rows = [[_cell(sample[name]) for name in SAMPLE_COLUMNS] for sample in samples]
+    def _ship_table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         if self._tensorboard:
-            lines = [SAMPLE_COLUMNS, ["---"] * len(SAMPLE_COLUMNS), *rows]
+            lines = [columns, ["---"] * len(columns), *rows]
             # in a table of Markdown a bar or a line break would begin another cell or row
             cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines]
             table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
-            self._tensorboard.add_text("eval/samples", table, step)
+            self._tensorboard.add_text(name, table, step)
         if self._wandb:
             import wandb
 
-            table = wandb.Table(columns=list(SAMPLE_COLUMNS), data=rows)
-            self._wandb.log({"eval/samples": table, "train/global_step": step})
+            table = wandb.Table(columns=list(columns), data=rows)
+            self._wandb.log({name: table, "train/global_step": step})
 
-    def _say(self, line: str) -> None:
-        if self._bar.disable:
-            print(line, file=sys.stderr, flush=True)
 
-    def _time_left(self, metrics: Mapping[str, float]) -> str:
-        seconds = int(metrics["seconds_left"])
-        return f"  {seconds // 3600}:{seconds % 3600 // 60:02}:{seconds % 60:02} left"
+def _opened(file: Path) -> IO[str]:
+    """To add lines to, behind what a killed run left."""
+    cut_torn_line(file)
+    return file.open("a", encoding="utf-8")
+
+
+def _elapsed(metrics_file: Path, step: int) -> float:
+    """Seconds that a run has trained up to `step`, by its lines of metrics; 0 for a new one."""
+    lines = whole_lines(metrics_file).splitlines() if step and metrics_file.exists() else []
+    told = [json.loads(line) for line in lines]
+    return max((line.get("elapsed", 0.0) for line in told if line["step"] <= step), default=0.0)
+
+
+def _loss(metrics: Mapping[str, float], prefix: str = "") -> str:
+    bits = metrics.get(f"{prefix}bits_per_byte")
+    return f"{metrics[f'{prefix}loss']:.4f}" + ("" if bits is None else f" ({bits:.2f} bits/byte)")
+
+
+def _short(rate: float) -> str:
+    """6e-03, 5.43e-04: no more digits than it has, of three."""
+    digits, exponent = f"{rate:.2e}".split("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{exponent}"
+
+
+def _clock(seconds: float) -> str:
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
 
 
 def _open_tensorboard(folder: Path, step: int) -> Any:

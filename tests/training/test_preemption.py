@@ -177,16 +177,16 @@ runtime = Runtime(config)
 stop.poll_from_now_on()
 
 def slow_hub():
-    yield Update((), 5, 7, {}, 0)
+    yield Update((), 5, 7, {}, 0, num_bytes=9)
     if runtime.rank == 1 and sys.argv[2] == "hangs":
         threading.Event().wait()  # for ever
     if runtime.rank == 1:
         raise UserError("file.parquet: the hub cannot be reached")
-    yield Update((), 5, 7, {}, 0)
+    yield Update((), 5, 7, {}, 0, num_bytes=9)
 
 updates = prefetched(slow_hub())
 first = next_update(updates, stop, runtime)
-assert first[1:] == (10, 14), first
+assert first[1] == [10, 18, 14], first
 if runtime.rank == 0 and sys.argv[2] == "hangs":
     threading.Timer(2.0, lambda: os.kill(os.getpid(), signal.SIGUSR1)).start()
 assert next_update(updates, stop, runtime) is None
