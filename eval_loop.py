@@ -46,7 +46,7 @@ from miniqwen.data.repositories import resolve
 from miniqwen.distributed.launches import launcher_problems
 from miniqwen.distributed.ranks import Ranks
 from miniqwen.eval.answers import Answer, combined, predictions, report, result
-from miniqwen.eval.causal_models import load_causal_model, scorer
+from miniqwen.eval.causal_models import check_vocabulary, load_causal_model, scorer
 from miniqwen.eval.generation import generate_rounds
 from miniqwen.eval.result_files import ResultFile, file_stem, model_fingerprint
 from miniqwen.eval.scoring import is_truncated, model_positions, score_rounds
@@ -88,7 +88,8 @@ def main(config: EvalConfig) -> None:
     weights = ranks.on_main(lambda: model_fingerprint(str(config.model_path)))
     files = [result_file(one, tokenizer, weights, config, ranks) for one in asked]
     known = ranks.on_main(lambda: [known_answers(*both, config) for both in zip(files, asked, strict=True)])
-    model = load(config, tokenizer, state.device)
+    model = load_causal_model(str(config.model_path)).to(state.device)
+    check_vocabulary(model, tokenizer, str(config.model_path))
     results = {}
     for one, file, already in zip(asked, files, known, strict=True):
         answers = answered(model, tokenizer, one, already, file, config, ranks, state.device)
@@ -172,15 +173,6 @@ def known_answers(file: ResultFile, one: Asked, config: EvalConfig) -> dict[int,
     if known:
         print(f"{file.path}: {len(known)} of {len(one.requests)} answers are there already")
     return known
-
-
-def load(config: EvalConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> PreTrainedModel:
-    """The model of `--model_path`; `UserError` if the tokenizer is not its own."""
-    model = load_causal_model(str(config.model_path))
-    vocabulary, tokens = model.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values()) + 1
-    if tokens > vocabulary:
-        raise UserError(f"{config.model_path}: the tokenizer has {tokens} tokens, the model only {vocabulary}")
-    return model.to(device)
 
 
 def answered(

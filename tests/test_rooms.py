@@ -14,7 +14,7 @@ HOUSE = ROOT / "miniqwen"
 FLOORS: tuple[dict[str, str], ...] = (
     {"": "errors files demo"},
     {"config": "flags data models precision task prompt schedule evaluation launch survival output training evaluating "
-               "preparing creating"},
+               "preparing creating generating"},
     {
         "model": "tokenization_miniqwen attention loss modeling_miniqwen continuation sizes folder",
         "distributed": "zero shards peers ranks launches workarounds backends runtime",
@@ -26,9 +26,9 @@ FLOORS: tuple[dict[str, str], ...] = (
     {
         "training": "prefetching batches samples task text_task question_task optimizers preemption bad_updates "
                     "resuming output_folder tracking ending opening",
-        "eval": "causal_models choice_rows scoring metrics generation answers comparison result_files",
+        "eval": "causal_models choice_rows scoring metrics generation dialogue answers comparison result_files",
     },
-    {"": "create_model"},
+    {"": "create_model generate"},
 )  # fmt: skip
 COMMANDS = ("train_loop.py", "eval_loop.py", "prepare_datasets.py")
 # What is loaded before the flags are parsed, and so imports nothing heavy.

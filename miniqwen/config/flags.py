@@ -138,7 +138,8 @@ def _argument_parser(kind: type[Flags], program: str, description: str) -> argpa
         if default not in (None, ()):
             text += f" (default: {' '.join(default) if isinstance(default, tuple) else default})"
         if meta["positional"]:
-            parser.epilog = f"{f.name.upper()} ...: {meta['help']}"
+            parser.usage = f"%(prog)s [flags] [{f.name.upper()} ...]"
+            parser.epilog = f"{f.name.upper()}: {meta['help']}"
             continue
         groups[meta["group"]].add_argument(
             *(f"--{name}" for name in (f.name, *meta["aliases"])), dest=f.name, nargs="*" if is_list else "?",

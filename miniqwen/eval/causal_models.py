@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from miniqwen.errors import UserError
 from miniqwen.model.attention import SHARED_PREFIX_ATTENTION, SharedPrefixes
@@ -88,6 +88,19 @@ def window_of(described: Mapping[str, Any]) -> int | None:
     """How far back a model's attention reaches, by its config.json; None: to the beginning."""
     # Qwen names a window that it does not use
     return described.get("sliding_window") if described.get("use_sliding_window", True) else None
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that end what a model writes: its tokenizer's, and those of its generation_config.json."""
+    own = model.generation_config.eos_token_id
+    return {tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or ())}
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Raises `UserError` when the folder's tokenizer has tokens that its model does not know."""
+    vocabulary, tokens = model.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values()) + 1
+    if tokens > vocabulary:
+        raise UserError(f"{folder}: the tokenizer has {tokens} tokens, the model only {vocabulary}")
 
 
 def load_causal_model(folder: str | Path) -> PreTrainedModel:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from miniqwen.config.evaluating import EvalConfig
 from miniqwen.errors import UserError
+from miniqwen.eval.causal_models import end_tokens
 from miniqwen.eval.metrics import normalised_answer
 from miniqwen.eval.scoring import Halving, model_positions
 from miniqwen.questions.protocols import Request
@@ -69,7 +70,7 @@ def _generate(
     length, end = max(map(len, prompts)), tokenizer.eos_token_id
     ids = torch.tensor([[end] * (length - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     seen = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    ends = {end, *_as_list(model.generation_config.eos_token_id)}
+    ends = end_tokens(model, tokenizer)
     how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if config.do_sample:
         how = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
@@ -79,10 +80,6 @@ def _generate(
         pad_token_id=end, **how,
     )[:, length:]  # fmt: skip
     return [tokenizer.decode(_until(row, ends), skip_special_tokens=True).strip() for row in written.tolist()]
-
-
-def _as_list(value: int | Sequence[int] | None) -> list[int]:
-    return [] if value is None else [value] if isinstance(value, int) else list(value)
 
 
 def _until(row: list[int], ends: set[int]) -> list[int]:
