@@ -1,26 +1,45 @@
 # Sourced by run_training.sh and run_tests.sh: makes .venv with everything pinned if it is missing or out of date.
 # PYTHON=python3.12 ./run_tests.sh chooses another interpreter.
 
+recent() {  # is this a Python that the project runs on?
+  "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
 make_environment() {
-  local wanted done_mark=.venv/.installed
+  local wanted python candidate done_mark=.venv/.installed
   wanted=$(cat pyproject.toml constraints.txt | cksum)
+  if [ -e .venv ] && ! recent .venv/bin/python; then
+    echo "error: .venv has no Python of 3.11 or newer that runs: delete the folder .venv and start again" >&2
+    return 2
+  fi
   if [ ! -f "$done_mark" ] || [ "$(cat "$done_mark")" != "$wanted" ]; then
-    local python=${PYTHON:-}
-    for candidate in python3.11 python3 python; do
+    python=${PYTHON:-}
+    if [ -n "$python" ] && ! recent "$python"; then
+      echo "error: PYTHON=$python is $("$python" --version 2>/dev/null || echo "no Python that runs"); 3.11 or newer is needed" >&2
+      return 2
+    fi
+    for candidate in python3.11 python3.12 python3.13 python3.14 python3 python; do
       [ -n "$python" ] && break
-      if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$candidate; fi
+      if recent "$candidate"; then python=$candidate; fi
     done
     if [ -z "$python" ]; then
-      echo "error: Python 3.11 or newer is needed; set PYTHON=/path/to/python3" >&2
-      return 1
+      echo "error: Python 3.11 or newer is needed, and none was found; set PYTHON=/path/to/python3" >&2
+      return 2
     fi
     echo "== making the environment in .venv ($("$python" --version); a few minutes, once)"
-    [ -x .venv/bin/python ] || "$python" -m venv .venv || return 1
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' || return 1
+    if [ ! -x .venv/bin/python ] && ! "$python" -m venv .venv; then
+      rm -rf .venv
+      echo "error: $python cannot make an environment (the lines above say why; Debian and Ubuntu: apt install python3-venv)" >&2
+      return 2
+    fi
+    if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'; then
+      echo "error: the packages could not be installed (the lines above say why); start again to go on from here" >&2
+      return 2
+    fi
     echo "$wanted" > "$done_mark"
   fi
   PATH="$PWD/.venv/bin:$PATH"
   export PATH
 }
 
-make_environment || exit 1
+make_environment || exit

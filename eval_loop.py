@@ -9,12 +9,17 @@ SciQ and CommonsenseQA, and `combined.json` over the two. A split without answer
 Costs: see `miniqwen/eval/scoring.py`; all questions in memory on every process.
 """
 
+from miniqwen.errors import check_python
+
+check_python()
+
 from miniqwen.config.evaluating import EvalConfig
 from miniqwen.config.flags import parse
-from miniqwen.errors import UserError, user_errors_exit_2
+from miniqwen.errors import UserError, interrupts_end, user_errors_exit_2
 from miniqwen.questions.templates import TEMPLATE_FILE, Template, template_flags
 
 if __name__ == "__main__":
+    interrupts_end("what was answered is kept, and the same command goes on from here")
     with user_errors_exit_2():
         CONFIG = parse(
             EvalConfig,
@@ -239,8 +244,4 @@ def errors_told() -> Any:
 
 if __name__ == "__main__":
     with user_errors_exit_2():
-        try:
-            main(CONFIG)
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on from here", file=sys.stderr)
-            raise SystemExit(130) from None
+        main(CONFIG)

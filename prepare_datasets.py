@@ -12,11 +12,16 @@ Costs: a few requests and one row group (or one gzipped file) a data set; with -
 
 from __future__ import annotations
 
+from miniqwen.errors import check_python
+
+check_python()
+
 from miniqwen.config.flags import parse
 from miniqwen.config.preparing import PrepareConfig
-from miniqwen.errors import user_errors_exit_2
+from miniqwen.errors import interrupts_end, user_errors_exit_2
 
 if __name__ == "__main__":
+    interrupts_end("complete files are kept, and the same command goes on")
     with user_errors_exit_2():  # before the heavy imports, so that --help and mistakes answer at once
         CONFIG = parse(
             PrepareConfig, program="prepare_datasets.py", description="Check, download or generate data sets."
@@ -35,7 +40,7 @@ from miniqwen.data.repositories import REPOSITORIES, Repository, repository_card
 from miniqwen.data.sources import Source, open_file, readable
 from miniqwen.data.token_cache import write_token_cache
 from miniqwen.data.units import DataFile
-from miniqwen.demo import write_demo
+from miniqwen.demo import DemoSummary, write_demo
 from miniqwen.errors import UserError
 from miniqwen.files import written_whole
 from miniqwen.model.tokenization_miniqwen import load_tokenizer
@@ -156,10 +161,24 @@ def copy(file: DataFile, target: Path) -> None:
             raise ConnectionError(f"{written.tell()} of {file.size} bytes came")
 
 
+def demo_in(folder: Path) -> DemoSummary:
+    """Write the demo data; a new folder appears whole or not at all."""
+    if folder.exists():
+        return write_demo(folder)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        summary = write_demo(temporary)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return summary
+
+
 def main(config: PrepareConfig) -> None:
     """Everything that was asked for; raises `UserError` with all that failed."""
     if config.demo:
-        summary = write_demo(Path(config.demo))
+        summary = demo_in(Path(config.demo))
         print(
             f"demo data in {config.demo}: {summary.facts} facts, {summary.articles} articles, {summary.papers} papers"
         )

@@ -12,6 +12,10 @@ final model for stock transformers, checkpoints, metrics and the resolved config
 
 from __future__ import annotations
 
+from miniqwen.errors import check_python
+
+check_python()
+
 from miniqwen.config.flags import parse
 from miniqwen.config.training import TrainConfig
 from miniqwen.errors import user_errors_exit_2
@@ -178,7 +182,7 @@ def main(config: TrainConfig, stop: StopRequest) -> None:
         else:
             progress = evaluated(run, run.begins)
             stopped = progress is run.begins
-        reason = reason_to_stop(stop, run.runtime) if stopped else None
+        reason = reason_to_stop(stop, run.runtime, run.tracker) if stopped else None
         if config.trains and not stopped:
             run.write_final_model(progress)
     run.close("preempted" if stopped else "finished", progress, reason)

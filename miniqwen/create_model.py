@@ -6,11 +6,16 @@ read. Costs: about half a minute for the tokenizer's 50 MB of text, and its word
 the weights in memory.
 """
 
+from miniqwen.errors import check_python
+
+check_python()
+
 from miniqwen.config.creating import CreateConfig
 from miniqwen.config.flags import parse
-from miniqwen.errors import user_errors_exit_2
+from miniqwen.errors import interrupts_end, user_errors_exit_2
 
 if __name__ == "__main__":
+    interrupts_end("no model was written")
     with user_errors_exit_2():
         CONFIG = parse(
             CreateConfig,

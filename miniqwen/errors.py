@@ -1,15 +1,21 @@
-"""What ends a command that the user can mend: `UserError`, and how it is told.
+"""What ends a command that the user can mend, or interrupts: `UserError`, a Python without the packages, Ctrl-C.
 
 Promises: every mistake on one screen, once however many processes find it, and an exit status that scripts can read: 2,
-unless the error has its own. Costs: nothing is imported.
+unless the error has its own; 130 for Ctrl-C. Never a traceback. Costs: nothing is imported; any Python 3 can read it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Iterator
+from types import FrameType
+
+PACKAGES = ("yaml", "pydantic", "numpy", "torch", "transformers", "accelerate", "datasets", "tqdm", "regex")
+OLDEST_PYTHON = (3, 11)
 
 
 class UserError(Exception):
@@ -36,3 +42,35 @@ def user_errors_exit_2() -> Iterator[None]:
         for problem in error.problems:
             print(f"  * {problem}", file=sys.stderr)
         raise SystemExit(error.exit_status) from None
+
+
+def check_python() -> None:
+    """A command's first line: end it with status 2 where this Python is too old, or lacks what is imported next."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    activate = "activate the environment first (. .venv/bin/activate; ./run_training.sh makes it)"
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if sys.version_info < OLDEST_PYTHON:
+        oldest = ".".join(map(str, OLDEST_PYTHON))
+        print(f"error: {sys.executable} is Python {version}, and {oldest} is needed: {activate}", file=sys.stderr)
+    elif missing:
+        print(
+            f"error: {sys.executable} has no {', '.join(missing)}: {activate}, "
+            "or install the project into this Python (pip install -c constraints.txt -e .)",
+            file=sys.stderr,
+        )
+    else:
+        return
+    raise SystemExit(2)
+
+
+def interrupts_end(what_remains: str) -> None:
+    """From now on Ctrl-C and SIGTERM end this process with one line and status 130 or 143, also during imports."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # again, it would interrupt the way out
+        if os.environ.get("RANK", "0") == "0":
+            os.write(2, f"\ninterrupted: {what_remains}\n".encode())
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)

@@ -7,11 +7,16 @@ Promises: see `miniqwen/eval/dialogue.py`. Answers go to stdout, everything else
 line each. Costs: the model in memory, on the GPU where there is one.
 """
 
+from miniqwen.errors import check_python
+
+check_python()
+
 from miniqwen.config.flags import parse
 from miniqwen.config.generating import GenerateConfig
-from miniqwen.errors import user_errors_exit_2
+from miniqwen.errors import interrupts_end, user_errors_exit_2
 
 if __name__ == "__main__":
+    interrupts_end("the answer ends here")
     with user_errors_exit_2():
         CONFIG = parse(
             GenerateConfig,
@@ -110,8 +115,4 @@ def answer(partner: Partner, turns: list[dict[str, str]], echo: bool = True) -> 
 
 if __name__ == "__main__":
     with user_errors_exit_2():
-        try:
-            main(CONFIG)
-        except KeyboardInterrupt:
-            print(file=sys.stderr)
-            raise SystemExit(130) from None
+        main(CONFIG)

@@ -1,12 +1,18 @@
 """What can be seen of a model's folder before anything heavy is loaded.
 
-Promises: a folder that holds no model, or another one than can be trained, is told at once. Costs: config.json is read.
+Promises: a folder that holds no model, an unfinished run, or another model than can be trained is told at once, with
+what to do. Costs: config.json and trainer_state.json are read.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 # What a model's folder holds; overwriting deletes these, and nothing else, of a model.
 MODEL_FILES = (
@@ -14,6 +20,8 @@ MODEL_FILES = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "chat_template.jinja", "prompt_templates.json",
 )  # fmt: skip
+# OWNER/NAME of the hub, also as its address
+ON_HUB = re.compile(r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)?([A-Za-z0-9][\w.-]*/[\w.-]+?)/?")
 
 
 def model_problems(model_path: str | None, length: int | None, *, any_kind: bool = False) -> list[str]:
@@ -23,17 +31,16 @@ def model_problems(model_path: str | None, length: int | None, *, any_kind: bool
     """
     if not model_path:
         return []
-    file = Path(model_path) / "config.json"
+    folder = Path(model_path)
+    file = folder / "config.json"
+    if unfinished := run_state(folder):
+        return [f"--model_path {model_path}: {_unfinished(folder, unfinished)}"]
     if not file.is_file():
-        why = "it has no config.json" if Path(model_path).is_dir() else "no such folder"
-        return [
-            f"--model_path {model_path}: {why}; make a model with "
-            f"`python -m miniqwen.create_model --output_dir {model_path}`"
-        ]
+        return [f"--model_path {model_path}: {_no_model(model_path, any_kind)}"]
     try:
         described = json.loads(file.read_text(encoding="utf-8"))
         kind, positions = described.get("model_type"), described.get("max_position_embeddings")
-    except (ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError):
         return [f"{file}: is not a JSON object"]
     if kind not in ("qwen3", "qwen2") and not any_kind:
         return [f"{file}: model_type is {kind!r}; MiniQwen trains qwen3 and qwen2 models"]
@@ -43,3 +50,55 @@ def model_problems(model_path: str | None, length: int | None, *, any_kind: bool
             "lower --block_size or --max_seq_length"
         ]
     return []
+
+
+def run_state(folder: Path) -> Mapping[str, Any] | None:
+    """What trainer_state.json says of a run in this folder that is not finished; None where there is none."""
+    try:
+        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        return state if state["status"] != "finished" else None
+    except (OSError, ValueError, KeyError, TypeError):  # no such file, or another program's
+        return None
+
+
+def _unfinished(folder: Path, state: Mapping[str, Any]) -> str:
+    """That a run is not finished, how far it is, and what can be done."""
+    step, total, reason = state.get("step"), state.get("max_steps"), state.get("reason")
+    far = f"update {step}" + (f" of {total}" if total else "")
+    said = (
+        f"the run in it is not finished ({state['status']} at {far}{f': {reason}' if reason else ''}), and a model is "
+    )
+    said += "written at its end; go on with it by its own command and --resume_from_checkpoint auto"
+    last = state.get("last_checkpoint")
+    if last and (folder / str(last)).is_dir():
+        said += f", or take what it has saved, --model_path {shlex.quote(str(folder / str(last)))}"
+    return said
+
+
+def _no_model(given: str, any_kind: bool) -> str:
+    """Why there is no model at a path, and the command that makes one, or brings it from the hub."""
+    folder = Path(given)
+    create = "python -m miniqwen.create_model"
+    if folder.is_dir():
+        inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        if inside:
+            return f"it has no config.json; there are models in {', '.join(str(folder / name) for name in inside[:5])}"
+        return f"it has no config.json; make a model with `{create} --output_dir {shlex.quote(given)}`"
+    if folder.exists():
+        return f"is a file; give the model's folder, {shlex.quote(str(folder.parent))}"
+    near = ""
+    if folder.parent.is_dir():
+        names = [path.name for path in folder.parent.iterdir() if path.is_dir()]
+        near = "".join(
+            f" (did you mean {folder.parent / name}?)" for name in difflib.get_close_matches(folder.name, names, n=1)
+        )
+    on_hub = ON_HUB.fullmatch(given)
+    if not on_hub:
+        return f"no such folder{near}; make a model with `{create} --output_dir {shlex.quote(given)}`"
+    name = on_hub[1]
+    here = f"models/{name.partition('/')[2]}"
+    said = (
+        f"no such folder{near}; a model of the hub is imported first: `{create} --from_pretrained {name} "
+        f"--output_dir {here}`, then --model_path {here}"
+    )
+    return said + (f" (one that is no Qwen: `hf download {name} --local-dir {here}`)" if any_kind else "")

@@ -12,14 +12,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from miniqwen.checkpoints.checkpoint import Progress
+from miniqwen.checkpoints.checkpoint import Progress, complete_checkpoints
 from miniqwen.config.training import TrainConfig
 from miniqwen.data.formats import BadData
 from miniqwen.data.patience import HubTimeout
 from miniqwen.distributed.runtime import Runtime
 from miniqwen.errors import UserError
 from miniqwen.training.output_folder import OutputFolder, note_end
-from miniqwen.training.preemption import Preempted, StopRequest
+from miniqwen.training.preemption import Interrupted, Preempted, StopRequest
 from miniqwen.training.tracking import Tracker
 
 
@@ -38,11 +38,18 @@ def failures_told(
             if output:
                 output.wait()
     except BaseException as error:
-        if output and not isinstance(error, KeyboardInterrupt):
+        if output and not isinstance(error, Interrupted):
             with contextlib.suppress(OSError):  # it came too late to be the reason
                 output.wait()
-        tracker.close(failed=not isinstance(error, Preempted))
+        tracker.close(failed=not isinstance(error, (Preempted, Interrupted)))
         folder = Path(str(config.output_dir))
+        if isinstance(error, Interrupted):
+            if runtime.is_main:
+                saved = complete_checkpoints(folder)
+                since = f"since {saved[-1].name}, where --resume_from_checkpoint auto goes on" if saved else "yet"
+                print(f"ended by a second Ctrl-C; nothing was saved {since}", file=sys.stderr, flush=True)
+                note_end(folder, "preempted", "a second Ctrl-C, without saving")
+            raise
         if isinstance(error, Preempted):
             if runtime.is_main:
                 note_end(folder, "preempted", str(stop.reason))
@@ -72,7 +79,7 @@ def closing_summary(config: TrainConfig, progress: Progress, total_steps: int, s
     return [said, *curves, f"next: talk to it, python -m miniqwen.generate --model_path {folder}"]
 
 
-def reason_to_stop(stop: StopRequest, runtime: Runtime) -> str:
+def reason_to_stop(stop: StopRequest, runtime: Runtime, tracker: Tracker) -> str:
     """Why the ranks stopped, of the first that was asked to; the STOP file has done its work and goes.
 
     Raises the `UserError` that a rank's data ended with: the others have saved with it.
@@ -84,7 +91,7 @@ def reason_to_stop(stop: StopRequest, runtime: Runtime) -> str:
         raise _data_fault([kind for kind, *_ in faults], [problem for _, *problems in faults for problem in problems])
     rank, reason = next((rank, reason) for rank, (reason, _) in enumerate(told) if reason)
     reason = f"rank {rank}: {reason}" if runtime.world_size > 1 else reason
-    runtime.print(f"stopped and saved: {reason}; --resume_from_checkpoint auto goes on")
+    tracker.say(f"stopped and saved: {reason}; --resume_from_checkpoint auto goes on")
     return str(reason)
 
 

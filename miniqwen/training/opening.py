@@ -116,7 +116,7 @@ def open_run(config: TrainConfig, stop: StopRequest) -> Run:
     bare = runtime.unwrap(model)
     positions: int = bare.config.max_position_embeddings  # type: ignore[assignment, union-attr]
     task = replace(task, samples=fitting(task.samples, positions))
-    output = OutputFolder(config, bare, tokenizer, task.template, identity) if runtime.is_main else None
+    output = OutputFolder(config, bare, tokenizer, task.template, identity, steps.total) if runtime.is_main else None
     known_to_wandb = checkpoint.wandb_run_id if checkpoint else None
     tracker = Tracker(config, runtime.is_main, progress.step, steps.total, known_to_wandb)
     if output:

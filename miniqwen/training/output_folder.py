@@ -66,10 +66,11 @@ class OutputFolder:
         tokenizer: PreTrainedTokenizerBase,
         template: Template | None,
         identity: Mapping[str, Any],
+        total_steps: int,
     ) -> None:
         self.folder = Path(str(config.output_dir))
         self._config, self._model, self._tokenizer = config, model, tokenizer
-        self._template, self._identity = template, identity
+        self._template, self._identity, self._total_steps = template, identity, total_steps
         self._background = Background()
 
     def start(self, progress: Progress, wandb_run_id: str | None, recorded: Mapping[str, Any]) -> None:
@@ -86,6 +87,7 @@ class OutputFolder:
             "status": status,
             "reason": reason,
             "step": progress.step,
+            "max_steps": self._total_steps,
             "last_checkpoint": names[-1] if names else None,
             "best_checkpoint": best if best in names else None,
             "best_metric": progress.best_metric,

@@ -2,9 +2,10 @@
 
 Promises: SIGTERM, SIGINT (Ctrl-C), SIGUSR1, `--max_time` and a file named STOP in `--output_dir` end the run cleanly,
 whichever rank notices first: at the start by leaving at once (there is nothing to save yet), later at the next update,
-in the middle of an evaluation, or while a rank waits for its data. A save is never interrupted, except by a second
-Ctrl-C, which ends the run at once. One process under `accelerate launch` gets the SIGTERM that its launcher dies of.
-Costs: nothing heavy is imported, so that signals are caught from the first second on; one look for the file a second.
+in the middle of an evaluation, or while a rank waits for its data. Signals are acknowledged at once, whatever the main
+thread is at. A save is never interrupted, except by a second Ctrl-C, which ends the run at once. One process under
+`accelerate launch` gets the SIGTERM that its launcher dies of. Costs: nothing heavy is imported, so that signals are
+caught from the first second on; a sleeping thread; one look for the file a second.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 import types
 from collections.abc import Iterable, Iterator
@@ -43,6 +45,10 @@ class Preempted(SystemExit):
     """The run ends before its end because it was asked to; its code is `--preempted_exit_code`."""
 
 
+class Interrupted(SystemExit):
+    """A second Ctrl-C: the run ends at once, without saving."""
+
+
 class StopRequest:
     """Whether this process was asked to end the run, and by what (`reason`)."""
 
@@ -58,6 +64,7 @@ class StopRequest:
         self._last_interrupt: float | None = None
         for number in SIGNALS:
             signal.signal(number, self._receive)
+        self._acknowledging = self._acknowledge_at_once() if self._looks else None
         if launcher_is_gone():
             self._ask("the launcher that started this process has ended")
 
@@ -110,17 +117,38 @@ class StopRequest:
         self.reason = self.reason or "the data cannot be read"
 
     def _receive(self, number: int, frame: types.FrameType | None) -> None:
+        if self._acknowledging:
+            self._acknowledging.join(1.0)  # before this process perhaps ends
         if number == signal.SIGINT:
             before, self._last_interrupt = self._last_interrupt, time.monotonic()
             if before is not None and self._last_interrupt - before > SAME_KEY_PRESS:
-                raise KeyboardInterrupt
+                raise Interrupted(130)
         self._ask(f"{signal.Signals(number).name} was received")
 
     def _ask(self, reason: str) -> None:
         first, self.reason = self.reason is None, self.reason or reason
         if first and not self._polled:
-            print(f"{reason}: nothing to save yet", file=sys.stderr, flush=True)
             raise Preempted(self.exit_code)
+
+    def _acknowledge_at_once(self) -> threading.Thread:
+        """Have a thread answer signals: Python's handlers wait until the main thread comes back from a long call."""
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # a progress bar may stand in this line
+
+        def answer() -> None:
+            while number := os.read(reading, 1):
+                if number[0] in SIGNALS:
+                    what = "the run saves at its next update and ends; Ctrl-C once more ends it without saving"
+                    what = what if self._polled else "nothing to save yet, the run ends"
+                    name = signal.Signals(number[0]).name
+                    os.write(2, f"{clear}{name} was received: {what}\n".encode())
+                    return  # the first is told; the loop tells the rest
+
+        acknowledging = threading.Thread(target=answer, daemon=True)
+        acknowledging.start()
+        return acknowledging
 
 
 def launcher_is_gone() -> bool:

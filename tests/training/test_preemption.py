@@ -19,7 +19,7 @@ from torch.testing import assert_close
 
 from miniqwen.config.survival import seconds
 from miniqwen.config.training import TrainConfig
-from miniqwen.training.preemption import SAME_KEY_PRESS, SIGNALS, Preempted, StopRequest
+from miniqwen.training.preemption import SAME_KEY_PRESS, SIGNALS, Interrupted, Preempted, StopRequest
 
 
 @pytest.fixture
@@ -63,8 +63,34 @@ def test_the_second_ctrl_c_ends_at_once_but_one_key_press_counts_once(tmp_path: 
     signal.raise_signal(signal.SIGINT)  # the terminal's and the launcher's
     assert stop.requested
     time.sleep(SAME_KEY_PRESS + 0.1)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         signal.raise_signal(signal.SIGINT)
+
+
+LONG_CALL = """
+import hashlib, sys
+from miniqwen.config.training import TrainConfig
+from miniqwen.training.preemption import StopRequest
+
+stop = StopRequest(TrainConfig(output_dir=sys.argv[1]))
+stop.poll_from_now_on()
+print("ready", file=sys.stderr, flush=True)
+hashlib.pbkdf2_hmac("sha256", b"", b"", 5_000_000)  # no handler of Python's runs before it ends
+print("the long call ended", stop.requested, file=sys.stderr)
+"""
+
+
+def test_a_signal_is_acknowledged_while_the_main_thread_is_in_a_long_call(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", LONG_CALL, str(tmp_path)]
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        assert process.stderr.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        told = process.stderr.read().splitlines()
+    assert told == [
+        "SIGINT was received: the run saves at its next update and ends; Ctrl-C once more ends it without saving",
+        "the long call ended True",
+    ]
 
 
 def test_a_stop_file_from_before_the_start_is_removed_and_a_new_one_obeyed(tmp_path: Path, handlers: None) -> None:
