@@ -1,4 +1,4 @@
-"""Accuracy on questions with choices: `accelerate launch eval_loop.py --model_path DIR --dataset_name sciq ...`.
+"""Accuracy on questions with choices: `accelerate launch -q eval_loop.py --model_path DIR --dataset_name sciq ...`.
 
     python eval_loop.py --compare A.json B.json     which of two evaluations is better, and what changed
 

@@ -93,6 +93,10 @@ wanted() {  # STEP [WHAT]: is it asked for? Says what is done
   echo "[$number/$total] ${2:-$1}"
 }
 
+missing() {  # does this file or folder still have to be made?
+  [ ! -e "$1" ] || { echo "$1 is there already"; return 1; }
+}
+
 finished() {  # has this training already reached its end?
   grep -qs '"status": "finished"' "$1/trainer_state.json"
 }
@@ -107,7 +111,7 @@ train() {  # OUTPUT RECIPE MODEL [FLAGS]: one training, continued where it stopp
 
 guide() {
   LAUNCH=${LAUNCH:-accelerate launch -q --config_file accelerate_configs/$(nvidia-smi -L >/dev/null 2>&1 && echo one_gpu || echo cpu).yaml}
-  if wanted model "a tiny model, with a tokenizer for Wikipedia and arXiv" && [ ! -f "$OUT/model/config.json" ]; then
+  if wanted model "a tiny model, with a tokenizer for Wikipedia and arXiv" && missing "$OUT/model/config.json"; then
     run python -m miniqwen.create_model --size tiny --dataset_name both --output_dir "$OUT/model" --hints False $DATA
   fi
   if wanted prepare "can all data sets be read?"; then run python prepare_datasets.py --all --streaming $DATA; fi
@@ -132,10 +136,10 @@ guide() {
 demo() {
   LAUNCH=${LAUNCH:-python}  # one process needs no launcher, and starts faster without
   DATA="--data_root $OUT/mirror"
-  if wanted prepare "data: 577 facts in generated articles and papers, and questions about them" && [ ! -d "$OUT/mirror" ]; then
+  if wanted prepare "data: 577 facts in generated articles and papers, and questions about them" && missing "$OUT/mirror"; then
     run python prepare_datasets.py --demo "$OUT/mirror" --hints False
   fi
-  if wanted model "a model with random weights, and a tokenizer trained on that text" && [ ! -f "$OUT/model/config.json" ]; then
+  if wanted model "a model with random weights, and a tokenizer trained on that text" && missing "$OUT/model/config.json"; then
     run python -m miniqwen.create_model --config recipes/demo_model.yaml --output_dir "$OUT/model" --hints False $DATA
   fi
   if wanted pretrain "pretraining: 577 facts, 0.8 M tokens, about 2 min"; then

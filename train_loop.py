@@ -1,7 +1,7 @@
 """The training loop: pretraining on streamed, packed text, or fine-tuning on questions, in one hand-written loop.
 
-    accelerate launch train_loop.py --model_path M --dataset_name both --output_dir O --max_steps 1000
-    accelerate launch train_loop.py --model_path O --dataset_name sciq --output_dir S --num_train_epochs 5
+    accelerate launch -q train_loop.py --model_path M --dataset_name both --output_dir O --max_steps 1000
+    accelerate launch -q train_loop.py --model_path O --dataset_name sciq --output_dir S --num_train_epochs 5
 
 Read `train` below aloud: it is the whole of it. Everything it calls is a room of `miniqwen/` that does one thing: the
 data order (`data`), the model and its loss (`model`), the process among the others (`distributed`), what survives

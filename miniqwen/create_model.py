@@ -74,7 +74,7 @@ def next_command(config: CreateConfig, positions: int) -> str:
     names = ("dataset_config_name", "data_root", "text_column")
     data = [word for name in names if (value := getattr(config, name)) for word in (f"--{name}", value)]
     words = [
-        "accelerate", "launch", "train_loop.py", "--model_path", str(config.output_dir),
+        "accelerate", "launch", "-q", "train_loop.py", "--model_path", str(config.output_dir),
         "--dataset_name", str(config.dataset_name), *data, "--output_dir", "./miniqwen/pretrained",
         "--block_size", str(length), "--max_seq_length", str(length), "--max_steps", "10000",
     ]  # fmt: skip

@@ -58,8 +58,8 @@ def test_the_command_makes_a_stock_folder_and_says_what_it_is_and_what_comes_nex
     assert model.generate(prompt, max_new_tokens=5, min_new_tokens=5).shape[1] == prompt.shape[1] + 5
     assert [path.name for path in tmp_path.iterdir()] == ["a model"]
     words = shlex.split(done.stdout.splitlines()[-1].removeprefix("next: "))
-    assert words[:3] == ["accelerate", "launch", "train_loop.py"]
-    parse(TrainConfig, words[3:], program="train_loop.py", description="")  # the next command is one that starts
+    assert words[:4] == ["accelerate", "launch", "-q", "train_loop.py"]
+    parse(TrainConfig, words[4:], program="train_loop.py", description="")  # the next command is one that starts
 
 
 def test_help_and_mistakes_answer_without_loading_torch() -> None:
