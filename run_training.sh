@@ -213,4 +213,5 @@ next() {  # COMMANDS: what can be typed now, in a fresh shell
 }
 
 . ./environment.sh
+mkdir -p "$OUT"
 $MODE
