@@ -204,6 +204,15 @@ def test_every_backend_makes_the_single_process_s_updates(chain: Bench, place: P
 
 @needs_compiler
 @pytest.mark.parametrize("place", FAST, ids=str)
+def test_samples_are_written_alike_on_every_backend(chain: Bench, place: Place) -> None:
+    reference = (chain.reference(place.world) / "samples.jsonl").read_text().splitlines()[:4]
+    assert [json.loads(line)["step"] for line in reference] == [5, 5, 5, 5]
+    for plan in ((1, 8), CONTINUED):
+        assert (chain.output(place, plan) / "samples.jsonl").read_text().splitlines()[:4] == reference
+
+
+@needs_compiler
+@pytest.mark.parametrize("place", FAST, ids=str)
 def test_a_checkpoint_goes_on_at_any_other_place_and_bit_for_bit_at_its_own(chain: Bench, place: Place) -> None:
     number = FAST.index(place)
     travelled = [(place, FAST[number - 1])] if number else []

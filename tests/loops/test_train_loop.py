@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -17,10 +18,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from runs import ROOT, run_script
+from runs import ROOT, article, run_script
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
+
+from miniqwen.training.samples import BEGINNINGS, SAMPLE_TOKENS
+from miniqwen.training.tracking import _elapsed
 
 PRETRAIN = (
     "--dataset_name both --block_size 32 --per_device_train_batch_size 2 --gradient_accumulation_steps 2 "
@@ -84,11 +88,64 @@ def test_a_run_leaves_what_is_promised_and_learns(pretrained: tuple[Path, str]) 
     assert state["best_checkpoint"] == f"checkpoint-{state['best_step']}"
     losses = [line["loss"] for line in lines(output) if "loss" in line]
     assert losses[-1] < losses[0] - 0.3
+    shown = r"update 12/12  loss N \(N bits/byte\)  lr N  grad norm N  N tokens/s  0:00:00 left\n"
+    assert re.search(shown.replace("N", r"[\d,.e-]+"), said)
+    assert re.search(r"\nfinished: 12 updates, 1,536 tokens in \d\.\d minutes; best eval_loss \d\.\d{4}, at upd", said)
+    assert f"\ncurves: tensorboard --logdir {output}\n" in said
+    assert f"\nnext: talk to it, python -m miniqwen.generate --model_path {output}\n" in said
     assert "wikipedia: dump 20231101.en\n" in said, "nobody asked for another one"
     recorded = yaml.safe_load((output / "config.yaml").read_text())
     assert recorded["max_steps"] == 12
     assert recorded["recorded"]["data"]["held_out_rows"]["wikipedia"] > 0
     assert "torch" in recorded["recorded"]["versions"]
+
+
+def test_the_model_s_samples_stand_beside_the_metrics_and_are_what_the_final_model_writes(
+    pretrained: tuple[Path, str], model: Path, mirror: Path, tmp_path: Path
+) -> None:
+    output, said = pretrained
+    rows = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [4] * 4 + [8] * 4 + [12] * 4
+    assert [row["prompt"] for row in rows[:4]] == list(BEGINNINGS)
+    best = json.loads((output / "trainer_state.json").read_text())["best_step"]
+    tokenizer, final = AutoTokenizer.from_pretrained(output), AutoModelForCausalLM.from_pretrained(output)
+    for row in (row for row in rows if row["step"] == best):
+        ids = tokenizer(row["prompt"], return_tensors="pt")
+        written = final.generate(**ids, max_new_tokens=SAMPLE_TOKENS, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        assert tokenizer.decode(written, skip_special_tokens=True) == row["completion"]
+    assert f"    {BEGINNINGS[0]} » " in said
+    reader = EventAccumulator(str(output / "runs"))
+    reader.Reload()
+    assert [event.step for event in reader.Tensors("eval/completions/text_summary")] == [4, 8, 12]
+    files = sorted(output.glob("wandb/offline-run-*/files/media/table/eval/completions_*.table.json"))
+    assert [len(json.loads(file.read_text())["data"]) for file in files] == [4, 4, 4]
+
+    flags = "--do_train --do_eval --evaluation_strategy steps --eval_steps 4 --load_best_model_at_end --report_to none"
+    train(model, mirror, tmp_path / "out", *PRETRAIN, *flags.split(), "--sample_prompts", "none")
+    assert_same_weights(output / "checkpoint-12", tmp_path / "out" / "checkpoint-12")
+    assert (tmp_path / "out" / "samples.jsonl").read_text() == ""
+
+
+def test_bits_per_byte_are_those_of_the_text(pretrained: tuple[Path, str]) -> None:
+    output, _ = pretrained
+    evaluations = [line for line in lines(output) if "eval_loss" in line]
+    ratios = {round(line["eval_bits_per_byte"] / line["eval_loss"], 9) for line in evaluations}
+    assert len(ratios) == 1, "the same tokens and bytes each time"
+    tokenizer = AutoTokenizer.from_pretrained(output)
+    text = "".join(article(n) for n in range(120))
+    tokens_a_byte = len(tokenizer(text)["input_ids"]) / len(text.encode())
+    assert ratios.pop() * math.log(2) == pytest.approx(tokens_a_byte, rel=0.1), "of text like this, and its ends"
+
+
+def test_the_clock_goes_on_over_the_starts_of_a_run(pretrained: tuple[Path, str]) -> None:
+    output, _ = pretrained
+    written = lines(output)
+    for name in ("time", "elapsed"):
+        values = [line[name] for line in written]
+        assert values == sorted(values)
+        assert values[-1] > values[0]
+    for step, at_least in ((12, written[-1]["elapsed"]), (1, written[0]["elapsed"]), (0, 0.0)):
+        assert _elapsed(output / "metrics.jsonl", step) == at_least
 
 
 def test_metrics_hold_every_event_and_the_best_evaluation_chose_the_model(pretrained: tuple[Path, str]) -> None:

@@ -13,8 +13,8 @@ import pytest
 import regex
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from miniqwen.errors import UserError
 from miniqwen.model.tokenization_miniqwen import (
@@ -29,6 +29,7 @@ from miniqwen.model.tokenization_miniqwen import (
     save_tokenizer,
     split_text,
     text_oddities,
+    token_bytes,
     train_tokenizer,
 )
 
@@ -112,6 +113,19 @@ def test_a_text_with_too_few_pairs_gives_a_smaller_vocabulary_and_no_text_the_by
     assert len(train_tokenizer([], 300)) == 259
     with pytest.raises(ValueError, match="259"):
         train_tokenizer(TEXTS, 258)
+
+
+def test_every_token_stands_for_its_bytes_and_control_tokens_for_none() -> None:
+    table = token_bytes(TOKENIZER)
+    assert table is not None
+    assert len(table) == 400
+    for text in (*TEXTS[:20], ODD, "naïve 日本語 🪨\x00\x7f\u0085"):
+        normal = unicodedata.normalize("NFC", text)
+        assert table[encode_text(TOKENIZER, text)].sum() == len(normal.encode())
+    assert [table[TOKENIZER.convert_tokens_to_ids(token)] for token in SPECIAL_TOKENS] == [0, 0, 0]
+    words = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    words.decoder = decoders.WordPiece()
+    assert token_bytes(PreTrainedTokenizerFast(tokenizer_object=words)) is None, "not written as bytes"
 
 
 def test_training_depends_on_the_texts_alone() -> None:
