@@ -55,7 +55,7 @@ from miniqwen.training.tracking import SHOWN_SAMPLES, Window, loss_metrics
 def train(run: Run) -> tuple[Progress, bool]:
     """Updates from where the run begins to the last one; returns how far it came, and whether it was asked to stop.
 
-    At each boundary between updates: evaluate, save, then make the next update.
+    At each boundary between updates: save, evaluate, then make the next update.
     """
     config, task, steps, progress = run.config, run.task, run.steps, run.begins
     model, optimizer, runtime = run.model, run.optimizer, run.runtime
@@ -69,11 +69,16 @@ def train(run: Run) -> tuple[Progress, bool]:
     while True:
         step = progress.step
         last = step == steps.total
+        if progress is not saved and (last or step % config.save_steps == 0):
+            run.save(progress, window)
+            saved = progress
         if step > progress.evaluated_step and steps.evaluation_is_due(step):
-            progress = evaluated(run, progress)
-            whole = progress.evaluated_step == step  # unless a stop request came
-            last = whole and (last or out_of_patience(config, progress))
-        if progress is not saved and (last or step % config.save_steps == 0 or progress.best_step == step):
+            before, progress = progress, evaluated(run, progress)
+            last = last and progress is not before  # it was given up: a stop request came
+            if saved is before and progress is not before and run.note_evaluation(progress):
+                saved = progress
+        last = last or out_of_patience(config, progress)
+        if progress is not saved and (last or progress.best_step == step):
             run.save(progress, window)
             saved = progress
         if last:

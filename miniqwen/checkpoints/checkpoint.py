@@ -24,6 +24,10 @@ from miniqwen.files import file_hash, sync, write_json
 
 MANIFEST = "manifest.json"
 PROGRESS_FILE = "progress.json"
+EVALUATION_FILE = "evaluation.json"  # beside the manifest, not in it: it comes later
+EVALUATED = ("best_metric", "best_step", "evaluations_without_best", "evaluated_step")  # what an evaluation changes
+ASIDE = "aside-"  # how the name of a checkpoint begins that a run has gone back before
+REPLACED = ".old.tmp"  # how the name of a checkpoint ends while another takes its place
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,10 @@ class Progress:
             return replace(self, evaluated_step=self.step, **better)
         without = self.evaluations_without_best + 1
         return replace(self, evaluated_step=self.step, evaluations_without_best=without)
+
+    def without_best(self) -> Progress:
+        """As if no evaluation had been the best yet."""
+        return replace(self, best_metric=None, best_step=None, evaluations_without_best=0)
 
     def with_update(self, skipped: bool) -> Progress:
         """After an update that was made, or skipped because it was not finite."""
@@ -113,7 +121,7 @@ def write_checkpoint(
         write_json(temporary / MANIFEST, {"sha256": {path.name: file_hash(path) for path in written}})
         sync(temporary)
         if final.exists():  # the same step saved again after a resume: a folder cannot be renamed onto another
-            final.rename(folder / f".checkpoint-{progress.step}.old.tmp")
+            final.rename(folder / f".{final.name}{REPLACED}")
         temporary.rename(final)
         sync(folder)
     except SafetensorError as error:  # how safetensors reports a full disk
@@ -121,6 +129,11 @@ def write_checkpoint(
     finally:
         remove_half_written(folder)
     return final
+
+
+def note_evaluation(checkpoint: Path, progress: Progress) -> None:
+    """Say in a checkpoint that was written before the evaluation at its update what came of it."""
+    write_json(checkpoint / EVALUATION_FILE, {name: getattr(progress, name) for name in EVALUATED})
 
 
 def verify(folder: Path) -> None:
@@ -140,7 +153,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     try:
         stored = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
         weights, state = StoredTensors(folder, "model"), StoredTensors(folder, "optimizer")
-        progress = Progress(**stored["progress"])
+        evaluated = folder / EVALUATION_FILE
+        later = json.loads(evaluated.read_text(encoding="utf-8")) if evaluated.exists() else {}
+        progress = Progress(**stored["progress"] | {name: later[name] for name in EVALUATED if later})
         return Checkpoint(folder, progress, stored["identity"], stored["wandb_run_id"], weights, state)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"{folder} cannot be resumed from ({error}); resume from another checkpoint") from None
@@ -148,13 +163,40 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of an output folder, oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / MANIFEST).is_file()]
-    return sorted(
-        (path for path in found if path.name.split("-")[1].isdigit()), key=lambda p: int(p.name.split("-")[1])
-    )
+    found = [(_step_of(path), path) for path in folder.glob("checkpoint-*") if (path / MANIFEST).is_file()]
+    return [path for _, path in sorted((step, path) for step, path in found if step is not None)]
 
 
 def remove_half_written(folder: Path) -> None:
-    """Remove what a save that was killed left behind."""
+    """Remove what a save or a deletion that was killed left behind; a checkpoint that nothing replaced comes back."""
+    for path in folder.glob(f".checkpoint-*{REPLACED}"):
+        if not (name := folder / path.name[1 : -len(REPLACED)]).exists():
+            path.rename(name)
     for path in folder.glob(".checkpoint-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def delete(checkpoint: Path) -> None:
+    """Delete a checkpoint; killed on the way, none is left that looks whole."""
+    gone = checkpoint.with_name(f".{checkpoint.name}.gone.tmp")
+    checkpoint.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def set_aside(folder: Path, step: int, resumed_from: Path) -> list[str]:
+    """Rename the checkpoints beyond `step`, where the run goes on from: they count no more. Returns their new names.
+
+    They stay until the next time: one generation of them.
+    """
+    beyond = [path for path in folder.glob("checkpoint-*") if (number := _step_of(path)) is not None and number > step]
+    for path in folder.glob(f"{ASIDE}*") if beyond else ():
+        if path.resolve() != resumed_from.resolve():
+            shutil.rmtree(path, ignore_errors=True)
+    for path in beyond:
+        path.rename(folder / f"{ASIDE}{path.name}")
+    return sorted(f"{ASIDE}{path.name}" for path in beyond)
+
+
+def _step_of(path: Path) -> int | None:
+    number = path.name.partition("-")[2]
+    return int(number) if number.isdigit() else None

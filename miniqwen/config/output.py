@@ -15,10 +15,11 @@ from miniqwen.config.task import TaskFlags
 TRACKERS = ("tensorboard", "wandb")
 SAMPLES_FILE = "samples.jsonl"  # what the model wrote at evaluations
 STOP_FILE = "STOP"  # touched in --output_dir, it ends the run
+WORTHLESS = (STOP_FILE, "wandb")  # by themselves: W&B writes there before a run has begun
 # What a run leaves in its folder: all that --overwrite_output_dir deletes there.
 LEFT_BY_A_RUN = (
     STOP_FILE, "bad_updates.json", "config.yaml", "metrics.jsonl", SAMPLES_FILE, "trainer_state.json", "runs", "wandb",
-    "report.html", "checkpoint-*", ".*.tmp", *MODEL_FILES,
+    "report.html", "checkpoint-*", "aside-checkpoint-*", ".*.tmp", *MODEL_FILES,
 )  # fmt: skip
 
 
@@ -85,7 +86,9 @@ class OutputFlags(TaskFlags):
                 f"--overwrite_output_dir would delete the model in --model_path {self.model_path}: "
                 "choose another --output_dir"
             )
-        elif folder.is_dir() and any(p.name != STOP_FILE for p in folder.iterdir()) and not self.overwrite_output_dir:
+        elif (
+            folder.is_dir() and any(p.name not in WORTHLESS for p in folder.iterdir()) and not self.overwrite_output_dir
+        ):
             inside = Path(resume).resolve().parent == folder.resolve()
             continues = inside or (
                 resume == "auto" and (_has_checkpoint(folder) or not (folder / "config.json").exists())

@@ -62,6 +62,16 @@ class Run:
             if self.output:
                 self.output.save(whole, tensors, self.tracker.wandb_run_id)
 
+    def note_evaluation(self, progress: Progress) -> bool:
+        """In the checkpoint that was written at this update, before it was evaluated; whether it is in this folder.
+
+        Every rank takes part.
+        """
+        output = self.output
+        return bool(
+            self.runtime.on_main(lambda: output and output.note_evaluation(progress, self.tracker.wandb_run_id))
+        )
+
     def write_final_model(self, progress: Progress) -> None:
         """Every rank takes part, rank 0 writes."""
         tensors = gathered(self.model, None)
@@ -70,10 +80,10 @@ class Run:
                 self.tracker.say(f"{self.output.write_final_model(tensors, progress)} is in {self.output.folder}")
 
     def close(self, status: str, progress: Progress, reason: str | None) -> None:
-        """The run has ended without a failure: its trackers, its state and its process group with it."""
-        self.tracker.close()
+        """The run has ended without a failure: its state, its trackers and its process group with it."""
         if self.output:
             self.output.set_status(status, progress, self.tracker.wandb_run_id, reason)
+        self.tracker.close()
         if status == "finished" and self.config.trains:
             for line in closing_summary(self.config, progress, self.steps.total, self.tracker.elapsed):
                 self.runtime.print(line)
@@ -84,10 +94,10 @@ def open_run(config: TrainConfig, stop: StopRequest) -> Run:
     """Everything that a run needs, on every rank; raises `UserError` for what cannot be had or contradicts itself."""
     runtime = Runtime(config)
     runtime.agree({**versions(), **config.alike})
-    folder = runtime.on_main(lambda: open_output_dir(config))
+    found = runtime.on_main(lambda: open_output_dir(config))
     stop.forget_stale_file()
     with runtime.together():  # what only one rank finds amiss ends all of them
-        checkpoint = read_checkpoint(Path(folder)) if folder else None
+        checkpoint = read_checkpoint(Path(found["checkpoint"])) if found["checkpoint"] else None
         source = checkpoint.folder if checkpoint else Path(str(config.model_path))
         tokenizer = load_tokenizer(source)
     plan = Plan(
@@ -104,6 +114,7 @@ def open_run(config: TrainConfig, stop: StopRequest) -> Run:
     runtime.agree({"data": task.identity, "checkpoint": str(checkpoint.progress) if checkpoint else None})
     identity = continued(config, checkpoint, task.identity, steps.total) if checkpoint else task.identity
     progress = checkpoint.progress if checkpoint else Progress()
+    progress = progress if found["best"] else progress.without_best()
 
     model, optimizer, parameters = _spread(config, runtime, source, checkpoint)
     if checkpoint:

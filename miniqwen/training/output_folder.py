@@ -12,7 +12,7 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,23 @@ from transformers import PreTrainedTokenizerBase
 
 from miniqwen.checkpoints.background import Background
 from miniqwen.checkpoints.checkpoint import (
+    MANIFEST,
     Progress,
     complete_checkpoints,
+    delete,
+    note_evaluation,
+    read_checkpoint,
     remove_half_written,
+    set_aside,
+    verify,
     write_checkpoint,
 )
 from miniqwen.checkpoints.tensor_files import StoredTensors, TensorWriter
 from miniqwen.config.flags import dump
 from miniqwen.config.output import LEFT_BY_A_RUN
 from miniqwen.config.training import TrainConfig
-from miniqwen.files import write_json, write_text
+from miniqwen.errors import UserError
+from miniqwen.files import sync, write_json, write_text
 from miniqwen.model.modeling_miniqwen import describe_model
 from miniqwen.model.tokenization_miniqwen import save_tokenizer
 from miniqwen.questions.templates import Template
@@ -39,10 +46,10 @@ from miniqwen.training.resuming import checkpoint_to_resume
 VERSIONS = ("miniqwen", "torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "numpy")
 
 
-def open_output_dir(config: TrainConfig) -> str | None:
+def open_output_dir(config: TrainConfig) -> dict[str, Any]:
     """Make the folder ready (one process does it): delete an earlier run if asked to, and half-written checkpoints.
 
-    Returns the checkpoint to continue from, if any.
+    Returns {"checkpoint": the one to continue from, if any; "best": whether the best one so far is in the folder}.
     """
     folder = Path(str(config.output_dir))
     resumes = config.resume_from_checkpoint == "auto" and complete_checkpoints(folder)
@@ -53,7 +60,35 @@ def open_output_dir(config: TrainConfig) -> str | None:
     folder.mkdir(parents=True, exist_ok=True)
     remove_half_written(folder)
     chosen = checkpoint_to_resume(config)
-    return str(chosen) if chosen else None
+    if chosen is None:
+        return {"checkpoint": None, "best": True}
+    progress = read_checkpoint(chosen).progress
+    if aside := set_aside(folder, progress.step, chosen):
+        print(f"going back to {chosen}: later checkpoints are kept as {', '.join(aside)}, and do not count", flush=True)
+    return {"checkpoint": str(chosen), "best": _has_best(progress, folder, chosen)}
+
+
+def _has_best(progress: Progress, folder: Path, resumed_from: Path) -> bool:
+    """Whether the best checkpoint so far is in `folder`, which the final model may be made of; says where it is not.
+
+    One that lies beside the checkpoint that is resumed from, in another folder, is copied.
+    """
+    name = f"checkpoint-{progress.best_step}"
+    if progress.best_step is None or (folder / name / MANIFEST).is_file():
+        return True
+    there = resumed_from if progress.best_step == progress.step else resumed_from.resolve().parent / name
+    if not (there / MANIFEST).is_file():
+        print(
+            f"the best checkpoint so far, {name}, is neither in {folder} nor beside {resumed_from}: the best is chosen "
+            "among the evaluations from here on", flush=True,
+        )  # fmt: skip
+        return False
+    verify(there)
+    temporary = folder / f".{name}.tmp"
+    shutil.copytree(there, temporary)
+    temporary.rename(folder / name)
+    print(f"the best checkpoint so far was copied from {there}", flush=True)
+    return True
 
 
 class OutputFolder:
@@ -109,20 +144,33 @@ class OutputFolder:
         else:
             self._save(progress, tensors, wandb_run_id)
 
+    def note_evaluation(self, progress: Progress, wandb_run_id: str | None) -> bool:
+        """Note what an evaluation brought at an update that was saved before it; no tensor is written again.
+
+        Returns whether that checkpoint is here: a resumed run's first one may be in another folder.
+        """
+        self.wait()
+        checkpoint = self.folder / f"checkpoint-{progress.step}"
+        if not checkpoint.is_dir():
+            return False
+        note_evaluation(checkpoint, progress)
+        self.set_status("running", progress, wandb_run_id)
+        return True
+
     def wait(self) -> None:
         """Until nothing is written in the background any more; raises what went wrong there."""
         self._background.wait()
 
     def _save(self, progress: Progress, tensors: Iterable[tuple[str, torch.Tensor]], wandb_run_id: str | None) -> None:
         write_checkpoint(
-            self.folder, progress, self._identity, wandb_run_id, tensors,
+            self.folder, progress, self._identity, wandb_run_id, self._whole(tensors),
             lambda folder: self._describe(folder, torch.float32),
         )  # fmt: skip
         self.set_status("running", progress, wandb_run_id)
         limit = self._config.save_total_limit
         for path in complete_checkpoints(self.folder)[: -limit if limit else 0]:
             if path.name != f"checkpoint-{progress.best_step}":
-                shutil.rmtree(path)
+                delete(path)
 
     def write_final_model(self, tensors: Iterable[tuple[str, torch.Tensor]], progress: Progress) -> str:
         """The last model, or the best one with --load_best_model_at_end, in the run's precision; says which.
@@ -141,14 +189,31 @@ class OutputFolder:
         remove_half_written(self.folder)
         temporary.mkdir()
         writer = TensorWriter(temporary, "model", dtype)
-        for name, tensor in tensors:
+        for name, tensor in self._whole(tensors):
             writer.add(name.removeprefix("model."), tensor)
         writer.close()
         self._describe(temporary, dtype)
-        for path in temporary.iterdir():
+        written = sorted(temporary.iterdir(), key=lambda path: path.name == "config.json")  # last: it makes a model
+        for path in written:
+            sync(path)
+        (self.folder / "config.json").unlink(missing_ok=True)
+        for path in written:
             path.replace(self.folder / path.name)
         temporary.rmdir()
+        sync(self.folder)
         return chosen
+
+    def _whole(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """`tensors`; raises `UserError` at their end if one of the model's was not among them."""
+        missing = {f"model.{name}" for name, _ in self._model.named_parameters()}
+        for name, tensor in tensors:
+            missing.discard(name)
+            yield name, tensor
+        if missing:
+            raise UserError(
+                f"{self.folder}: nothing was written: {len(missing)} of the model's tensors are not there, "
+                f"{min(missing)} among them"
+            )
 
     def _describe(self, folder: Path, dtype: torch.dtype) -> None:
         """What makes a folder with weights a model's folder."""

@@ -1,8 +1,8 @@
 """What is told: metrics.jsonl, the progress bar, TensorBoard and W&B. Compute, format, ship; trackers change nothing.
 
 Promises: metrics.jsonl holds every event, one flushed line each, with flat names; the trackers get the same numbers
-under
-`train/` and `eval/`. On resume a torn last line is cut and the lines of repeated steps follow: the last one counts.
+under `train/` and `eval/`, and none of them ends a run. On resume a torn last line is cut and the lines of repeated
+steps follow: the last one counts.
 Costs: the loop hands over plain numbers, and only every `--logging_steps`.
 """
 
@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -113,11 +113,13 @@ class Tracker:
             return
         folder = Path(config.output_dir or ".")
         # first, as it may be refused: nothing is left in the folder then
-        self._wandb = _open_wandb(config, folder, wandb_run_id) if "wandb" in config.trackers else None
-        if self._wandb:
-            self.wandb_run_id = self._wandb.id
+        self._outlets: dict[str, Any] = {}
+        if "wandb" in config.trackers:
+            self._outlets["W&B"] = _open_wandb(config, folder, wandb_run_id)
+            self.wandb_run_id = self._outlets["W&B"].id
         self._lines, self._samples = (_opened(folder / name) for name in ("metrics.jsonl", SAMPLES_FILE))
-        self._tensorboard = _open_tensorboard(folder, step) if "tensorboard" in config.trackers else None
+        if "tensorboard" in config.trackers:
+            self._outlets["TensorBoard"] = _open_tensorboard(folder, step)
         # a bar needs a terminal; a log file gets one line per event instead
         self._bar_shown = 0.0
         # one clock over all starts of a run: it goes on from the lines that a resumed run stands behind
@@ -194,10 +196,19 @@ class Tracker:
         self._bar.close()
         self._lines.close()
         self._samples.close()
-        if self._tensorboard:
-            self._tensorboard.close()
-        if self._wandb:
-            self._wandb.finish(exit_code=1 if failed else 0)
+        self._give("TensorBoard", lambda writer: writer.close())
+        self._give("W&B", lambda run: run.finish(exit_code=1 if failed else 0))
+
+    def _give(self, name: str, use: Callable[[Any], object]) -> None:
+        """Use an outlet. One that fails is told once and left alone from then on: no tracker ends a run."""
+        if name not in self._outlets:
+            return
+        try:
+            use(self._outlets[name])
+        except Exception as error:
+            del self._outlets[name]
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            self.say(f"{name} fails and is switched off, the run and metrics.jsonl go on ({why})", file=sys.stderr)
 
     def _ship(self, step: int, metrics: Mapping[str, float], names: Mapping[str, str]) -> None:
         if not self._is_main:
@@ -208,25 +219,28 @@ class Tracker:
         self._lines.write(json.dumps({"step": step, **finite, **clock}) + "\n")
         self._lines.flush()
         prefixed = {names[name]: value for name, value in metrics.items()}
-        if self._tensorboard:
+
+        def to_tensorboard(writer: Any) -> None:
             for name, value in prefixed.items():
-                self._tensorboard.add_scalar(name, value, step)
-            self._tensorboard.flush()
-        if self._wandb:
-            self._wandb.log({**prefixed, "train/global_step": step})
+                writer.add_scalar(name, value, step)
+            writer.flush()
+
+        self._give("TensorBoard", to_tensorboard)
+        self._give("W&B", lambda run: run.log({**prefixed, "train/global_step": step}))
 
     def _ship_table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        if self._tensorboard:
-            lines = [columns, ["---"] * len(columns), *rows]
-            # in a table of Markdown a bar or a line break would begin another cell or row
-            cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines]
-            table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
-            self._tensorboard.add_text(name, table, step)
-        if self._wandb:
+        lines = [columns, ["---"] * len(columns), *rows]
+        # in a table of Markdown a bar or a line break would begin another cell or row
+        cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines]
+        markdown = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+        self._give("TensorBoard", lambda writer: writer.add_text(name, markdown, step))
+
+        def to_wandb(run: Any) -> None:
             import wandb
 
-            table = wandb.Table(columns=list(columns), data=rows)
-            self._wandb.log({name: table, "train/global_step": step})
+            run.log({name: wandb.Table(columns=list(columns), data=rows), "train/global_step": step})
+
+        self._give("W&B", to_wandb)
 
 
 def _opened(file: Path) -> IO[str]:
@@ -271,11 +285,19 @@ def _open_wandb(config: TrainConfig, folder: Path, run_id: str | None) -> Any:
     if os.environ.get("WANDB_MODE", "online") == "online" and not wandb.api.api_key:
         raise UserError("--report_to wandb: not logged in; run `wandb login`, or set WANDB_MODE=offline")
     name = config.run_name or folder.resolve().name
-    settings = wandb.Settings(silent=True)
-    run = wandb.init(
-        project=os.environ.get("WANDB_PROJECT", "miniqwen"), name=name, id=run_id, resume="allow" if run_id else None,
-        dir=str(folder), config={name: value for name, value in vars(config).items()}, settings=settings,
-    )  # fmt: skip
+    if os.environ.get("WANDB_MODE", "online") == "online":
+        print("connecting to W&B ...", flush=True)  # without a network it takes two minutes to give up
+    try:
+        run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "miniqwen"), name=name, id=run_id,
+            resume="allow" if run_id else None, dir=str(folder), config=dict(vars(config)),
+            settings=wandb.Settings(silent=True),
+        )  # fmt: skip
+    except Exception as error:  # of many kinds: the network, the service, the project's rights
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(
+            f"--report_to wandb: W&B does not start ({why}); WANDB_MODE=offline keeps its files for `wandb sync`"
+        ) from None
     # a step metric of our own: W&B drops steps that come again after a resume
     run.define_metric("train/global_step")
     run.define_metric("train/*", step_metric="train/global_step")
