@@ -61,14 +61,21 @@ def run_state(folder: Path) -> Mapping[str, Any] | None:
         return None
 
 
+def how_far(folder: str | Path) -> str:
+    """`preempted at update 120 of 400: SIGINT was received`; nothing for a run that is finished, or never began."""
+    state = run_state(Path(folder))
+    if state is None:
+        return ""
+    step, total, reason = state.get("step"), state.get("max_steps"), state.get("reason")
+    return f"{state['status']} at update {step}" + (f" of {total}" if total else "") + (f": {reason}" if reason else "")
+
+
 def _unfinished(folder: Path, state: Mapping[str, Any]) -> str:
     """That a run is not finished, how far it is, and what can be done."""
-    step, total, reason = state.get("step"), state.get("max_steps"), state.get("reason")
-    far = f"update {step}" + (f" of {total}" if total else "")
     said = (
-        f"the run in it is not finished ({state['status']} at {far}{f': {reason}' if reason else ''}), and a model is "
+        f"the run in it is not finished ({how_far(folder)}), and a model is written at its end; go on with it by its "
+        "own command and --resume_from_checkpoint auto"
     )
-    said += "written at its end; go on with it by its own command and --resume_from_checkpoint auto"
     last = state.get("last_checkpoint")
     if last and (folder / str(last)).is_dir():
         said += f", or take what it has saved, --model_path {shlex.quote(str(folder / str(last)))}"
