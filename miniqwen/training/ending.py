@@ -12,14 +12,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from miniqwen.checkpoints.checkpoint import Progress, complete_checkpoints
+from miniqwen.checkpoints.checkpoint import Progress
 from miniqwen.config.training import TrainConfig
 from miniqwen.data.formats import BadData
 from miniqwen.data.patience import HubTimeout
 from miniqwen.distributed.runtime import Runtime
 from miniqwen.errors import UserError
 from miniqwen.training.output_folder import OutputFolder, note_end
-from miniqwen.training.preemption import Interrupted, Preempted, StopRequest
+from miniqwen.training.preemption import Interrupted, Preempted, StopRequest, note_interrupt
 from miniqwen.training.tracking import Tracker
 
 
@@ -41,14 +41,11 @@ def failures_told(
         if output and not isinstance(error, Interrupted):
             with contextlib.suppress(OSError):  # it came too late to be the reason
                 output.wait()
-        tracker.close(failed=not isinstance(error, (Preempted, Interrupted)))
         folder = Path(str(config.output_dir))
+        if isinstance(error, Interrupted) and runtime.is_main:
+            note_interrupt(folder)  # first of all: there is not much time
+        tracker.close(failed=not isinstance(error, (Preempted, Interrupted)))
         if isinstance(error, Interrupted):
-            if runtime.is_main:
-                saved = complete_checkpoints(folder)
-                since = f"since {saved[-1].name}, where --resume_from_checkpoint auto goes on" if saved else "yet"
-                print(f"ended by a second Ctrl-C; nothing was saved {since}", file=sys.stderr, flush=True)
-                note_end(folder, "preempted", "a second Ctrl-C, without saving")
             raise
         if isinstance(error, Preempted):
             if runtime.is_main:

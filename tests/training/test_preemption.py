@@ -19,7 +19,8 @@ from torch.testing import assert_close
 
 from miniqwen.config.survival import seconds
 from miniqwen.config.training import TrainConfig
-from miniqwen.training.preemption import SAME_KEY_PRESS, SIGNALS, Interrupted, Preempted, StopRequest
+from miniqwen.errors import SAME_KEY_PRESS
+from miniqwen.training.preemption import SIGNALS, Interrupted, Preempted, StopRequest
 
 
 @pytest.fixture
