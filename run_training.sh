@@ -21,65 +21,100 @@ STEPS=${STEPS:-$ALL}
 OUT=${OUT:-runs/$MODE}
 DATA=${DATA:-}
 PRECISION=${PRECISION:-}
-STOPPED=85  # status of a training that was stopped and saved, and of this script then
+STOPPED=85  # the script's status when a training was stopped and saved by a STOP file or --max_time
 
-# ---- How steps run. Bash runs a trap only between commands: so that a signal reaches what runs at once, commands run
-# ---- beside the script, each in a process group of its own (set -m), and the script waits for them.
-set -m
-step="making the environment"
-children=()
-signalled=0
+# ---- How steps run. Bash runs a trap only when the command before it has ended, and what a script starts in the
+# ---- background does not hear Ctrl-C: so every command runs beside the script, in a process group of its own (set -m),
+# ---- and the script waits for it. All of them are told SIGTERM, as a launcher dies of that without a traceback; its
+# ---- training goes on until it has saved, and the script waits for the whole group.
+step="making the environment" far=""
+running=""  # the groups
+told=""  # when they were told to end
+signalled=0  # the script's status after a signal
 
-pass_on() {  # SIGNAL STATUS: to everything that runs
-  signalled=$2
-  tell "$1"
-}
-tell() {  # SIGNAL
-  local child
-  for child in ${children[@]+"${children[@]}"}; do kill "-$1" -- "-$child" 2>/dev/null || true; done
-}
-trap 'pass_on INT 130' INT
-trap 'pass_on TERM 143' TERM
-trap 'pass_on TERM 129' HUP
+say() { echo "$1" >&2 || true; }  # the terminal may be gone
 
-leave() {  # STATUS: at every end; nothing outlives the script
-  local code=$1 child
-  trap '' INT TERM HUP
-  tell TERM
-  for child in ${children[@]+"${children[@]}"}; do wait "$child" 2>/dev/null || true; done
-  [ "$signalled" -eq 0 ] || code=$signalled
-  case $code in
-    0) ;;
-    $STOPPED | 129 | 130 | 143) echo "run_training.sh: stopped at $step; the same command goes on from there." >&2 ;;
-    *) echo "run_training.sh: $step failed with status $code; the lines above say why. Mend it and start again: finished steps are not repeated." >&2 ;;
-  esac
-  exit "$code"
-}
-trap 'leave $?' EXIT
-
-start() {  # COMMAND: run it beside the script
-  # a launcher ignores these signals, and waits for its training, which hears them
-  (trap '' INT TERM HUP; "$@") &
-  children+=($!)
+tell() {  # SIGNAL: to everything that runs
+  local group
+  for group in $running; do kill "-$1" -- "-$group" 2>/dev/null || true; done
 }
 
-finish() {  # PID: wait for it, whatever signals come meanwhile; its status
-  local code left=() child
-  while :; do
-    wait "$1" 2>/dev/null && code=0 || code=$?
-    kill -0 "$1" 2>/dev/null || break
+receive() {  # NAME STATUS: everything is told to end; another Ctrl-C, a second later, kills
+  [ "$signalled" -ne 0 ] || signalled=$2
+  if [ -z "$told" ]; then
+    told=$SECONDS
+    [ ! -t 2 ] || printf '\r\033[K' >&2 || true  # a progress bar may stand in this line
+    [ -z "$running" ] || say "run_training.sh: $1: ending $step; Ctrl-C once more kills it"
+    tell TERM
+  elif [ "$1" = Ctrl-C ] && [ "$SECONDS" -gt "$told" ]; then
+    tell INT  # a training says what it has saved
+    local tenths=0 group
+    for group in $running; do
+      while [ $tenths -lt 30 ] && lives "$group"; do tenths=$((tenths + 1)); sleep 0.1 || true; done
+    done
+    tell KILL
+  fi
+}
+trap 'receive Ctrl-C 130' INT
+trap 'receive SIGTERM 143' TERM
+trap 'receive SIGHUP 129' HUP
+trap 'signalled=131 told=-1; tell KILL' QUIT
+trap 'tell STOP; kill -STOP $$; tell CONT' TSTP
+
+lives() {  # GROUP: is there anything left of it?
+  if command -v ps >/dev/null; then
+    ps -A -o pgid= -o stat= | awk -v group="$1" '$1 == group && $2 !~ /^Z/ { found = 1 } END { exit !found }'
+  else
+    kill -0 -- "-$1" 2>/dev/null
+  fi
+}
+
+start() {  # COMMAND: run it beside the script; its group is `started`
+  [ "$signalled" -eq 0 ] || exit "$signalled"
+  set -m
+  "$@" < /dev/null &
+  set +m
+  started=$! running="$running $!"
+  [ -z "$told" ] || tell TERM  # a signal came in between
+}
+
+finish() {  # GROUP: wait for all of it, whatever signals come meanwhile; the status of its first process
+  local code=0 others="" group
+  wait "$1" 2>/dev/null || code=$?
+  while kill -0 "$1" 2>/dev/null; do  # a signal ends `wait`, not what is waited for
+    code=0
+    wait "$1" 2>/dev/null || code=$?
   done
-  for child in "${children[@]}"; do [ "$child" = "$1" ] || left+=("$child"); done
-  children=(${left[@]+"${left[@]}"})
+  if [ "$code" -ne 0 ] || [ -n "$told" ]; then while lives "$1"; do sleep 0.2 || true; done; fi
+  for group in $running; do [ "$group" = "$1" ] || others="$others $group"; done
+  running=$others
   return "$code"
 }
 
 run() {  # COMMAND: run it, and end the script if it fails or a signal came
-  [ "$signalled" -eq 0 ] || exit "$signalled"
   start "$@"
-  finish $! || exit
+  finish "$started" || exit
   [ "$signalled" -eq 0 ] || exit "$signalled"
 }
+
+leave() {  # STATUS: at every end; nothing outlives the script
+  local code=$1 group
+  set +e
+  if [ -n "$running" ] && [ -z "$told" ]; then
+    say "run_training.sh: waiting for what runs beside $step to save and end; Ctrl-C kills it"
+    told=-1
+    tell TERM
+  fi
+  for group in $running; do finish "$group"; done
+  [ "$signalled" -eq 0 ] || code=$signalled
+  case $code in
+    0) ;;
+    $STOPPED | 129 | 130 | 131 | 143) say "run_training.sh: stopped at $step$far; the same command goes on from there." ;;
+    *) say "run_training.sh: $step failed with status $code$far; the lines above say why. Mend it and start again: finished steps are not repeated." ;;
+  esac
+  exit "$code"
+}
+trap 'leave $?' EXIT
 
 # ---- Steps
 wanted() {  # STEP [WHAT]: is it asked for? Says what is done
@@ -101,12 +136,33 @@ finished() {  # has this training already reached its end?
   grep -qs '"status": "finished"' "$1/trainer_state.json"
 }
 
-train() {  # OUTPUT RECIPE MODEL [FLAGS]: one training, continued where it stopped
+begin() {  # OUTPUT RECIPE MODEL [FLAGS]: start a training, where it stopped; `started` is empty if it is finished
   local output=$1 recipe=$2 model=$3; shift 3
+  started=""
   if finished "$output"; then echo "$output is finished already"; return; fi
-  # a stopped training ends this script, too: it has a status of its own
-  $LAUNCH train_loop.py --config "recipes/$recipe.yaml" --model_path "$model" --output_dir "$output" --hints False \
-    --preempted_exit_code $STOPPED --resume_from_checkpoint auto $DATA $PRECISION "$@"
+  start $LAUNCH train_loop.py --config "recipes/$recipe.yaml" --model_path "$model" --output_dir "$output" --hints False \
+    --resume_from_checkpoint auto $DATA $PRECISION "$@"
+}
+
+complete() {  # OUTPUT GROUP [LOG]: wait for a training, and end the script unless it has reached its end
+  local code=0 ended
+  [ -n "$2" ] || return 0
+  finish "$2" || code=$?
+  if [ "$code" -ne 0 ] || ! finished "$1"; then
+    # its state says more than a status: launchers have their own, and one that was stopped ends with 0
+    ended=$(python -c "import sys; from miniqwen.config.models import how_far; print(how_far(sys.argv[1]))" "$1") || ended=""
+    [ -z "$ended" ] || far=" ($1: $ended)"
+    if [ "$signalled" -ne 0 ]; then exit "$signalled"; fi
+    [ -z "${3:-}" ] || cat "$3" >&2
+    case $ended in preempted*) code=$STOPPED ;; *) [ "$code" -ne 0 ] || code=1 ;; esac
+    exit "$code"
+  fi
+  [ "$signalled" -eq 0 ] || exit "$signalled"
+}
+
+train() {  # as `begin`: one training, from its beginning or where it stopped to its end
+  begin "$@"
+  complete "$1" "$started"
 }
 
 guide() {
@@ -115,10 +171,10 @@ guide() {
     run python -m miniqwen.create_model --size tiny --dataset_name both --output_dir "$OUT/model" --hints False $DATA
   fi
   if wanted prepare "can all data sets be read?"; then run python prepare_datasets.py --all --streaming $DATA; fi
-  if wanted pretrain "pretraining on Wikipedia and arXiv"; then run train "$OUT/pretrained" pretrain "$OUT/model"; fi
-  if wanted sciq "fine-tuning on SciQ"; then run train "$OUT/sciq_finetuned" sciq "$OUT/pretrained"; fi
+  if wanted pretrain "pretraining on Wikipedia and arXiv"; then train "$OUT/pretrained" pretrain "$OUT/model"; fi
+  if wanted sciq "fine-tuning on SciQ"; then train "$OUT/sciq_finetuned" sciq "$OUT/pretrained"; fi
   if wanted commonsenseqa "fine-tuning on CommonsenseQA"; then
-    run train "$OUT/commonsenseqa_finetuned" commonsenseqa "$OUT/pretrained"
+    train "$OUT/commonsenseqa_finetuned" commonsenseqa "$OUT/pretrained"
   fi
   if wanted evaluate "evaluation"; then
     for name in sciq commonsenseqa; do
@@ -143,15 +199,16 @@ demo() {
     run python -m miniqwen.create_model --config recipes/demo_model.yaml --output_dir "$OUT/model" --hints False $DATA
   fi
   if wanted pretrain "pretraining: 577 facts, 0.8 M tokens, about 2 min"; then
-    run train "$OUT/pretrained" demo_pretrain "$OUT/model"
+    train "$OUT/pretrained" demo_pretrain "$OUT/model"
   fi
   export OMP_NUM_THREADS=1  # from here two processes run side by side: a core each
   for name in sciq commonsenseqa; do
     if wanted $name "fine-tuning on $name questions, and beside it the same without pretraining"; then
-      beside "$OUT/${name}_without_pretraining.log" \
-        train "$OUT/${name}_without_pretraining" demo_$name "$OUT/model" --sample_prompts none
-      run train "$OUT/${name}_finetuned" demo_$name "$OUT/pretrained"
-      await_beside
+      without=$OUT/${name}_without_pretraining
+      begin "$without" demo_$name "$OUT/model" --sample_prompts none > "$without.log" 2>&1
+      beside=$started
+      train "$OUT/${name}_finetuned" demo_$name "$OUT/pretrained"
+      complete "$without" "$beside" "$without.log"
     fi
   done
   if wanted evaluate "evaluation on questions that no training saw"; then
@@ -175,12 +232,12 @@ demo() {
 beside() {  # LOG COMMAND: run it beside the next command
   beside_log=$1; shift
   start "$@" > "$beside_log" 2>&1
-  beside_pid=$!
+  beside=$started
 }
 
 await_beside() {
   local code=0
-  finish "$beside_pid" || code=$?
+  finish "$beside" || code=$?
   [ "$signalled" -eq 0 ] || exit "$signalled"
   [ $code -eq 0 ] || { cat "$beside_log" >&2; exit $code; }
 }
@@ -212,6 +269,7 @@ next() {  # COMMANDS: what can be typed now, in a fresh shell
   printf '  %s\n' "$@"
 }
 
-. ./environment.sh
+run bash ./environment.sh  # makes it
+. ./environment.sh  # uses it
 mkdir -p "$OUT"
 $MODE

@@ -11,11 +11,14 @@ import importlib.util
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
 PACKAGES = ("yaml", "pydantic", "numpy", "torch", "transformers", "accelerate", "datasets", "tqdm", "regex")
 OLDEST_PYTHON = (3, 11)
+SAME_KEY_PRESS = 1.0  # seconds: a terminal and a launcher may both pass on one Ctrl-C
 
 
 class UserError(Exception):
@@ -64,13 +67,47 @@ def check_python() -> None:
 
 
 def interrupts_end(what_remains: str) -> None:
-    """From now on Ctrl-C and SIGTERM end this process with one line and status 130 or 143, also during imports."""
+    """From now on Ctrl-C and SIGTERM end this process with one line and status 130 or 143, also during imports.
+
+    The line comes at once. What was begun is cleaned up when the main thread comes back from a call into a library; a
+    second signal does not wait for that.
+    """
+    numbers, heard = (signal.SIGINT, signal.SIGTERM), heard_signals()
+    told, ending = threading.Event(), threading.Event()
+
+    def answer() -> None:
+        first: float | None = None
+        for number in heard:
+            if number not in numbers:
+                continue
+            if first is None:
+                first = time.monotonic()
+                if os.environ.get("RANK", "0") == "0":
+                    say_at_once(f"interrupted: {what_remains}")
+                told.set()
+            elif time.monotonic() - first > SAME_KEY_PRESS:
+                os._exit(128 + number)
 
     def end(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # again, it would interrupt the way out
-        if os.environ.get("RANK", "0") == "0":
-            os.write(2, f"\ninterrupted: {what_remains}\n".encode())
-        raise SystemExit(128 + number)
+        if not ending.is_set():  # again, it would interrupt the way out
+            ending.set()
+            told.wait(1.0)
+            raise SystemExit(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in numbers:
         signal.signal(number, end)
+    threading.Thread(target=answer, daemon=True).start()
+
+
+def heard_signals() -> Iterator[int]:
+    """Signals as they come, for a thread: handlers in Python wait until the main thread's call into a library ends."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    return iter(lambda: os.read(reading, 1)[0], 0)
+
+
+def say_at_once(line: str) -> None:
+    """A line on stderr, past all buffers, where a progress bar may stand; nowhere if the terminal is gone."""
+    with contextlib.suppress(OSError):
+        os.write(2, (("\r\x1b[K" if os.isatty(2) else "") + line + "\n").encode())

@@ -56,6 +56,12 @@ class OutputFlags(TaskFlags):
             return ()
         return TRACKERS if "all" in self.report_to else self.report_to
 
+    @property
+    def resumes_model_path(self) -> bool:
+        if self.resume_from_checkpoint != "auto" or not self.output_dir or not self.model_path:
+            return False
+        return Path(self.model_path).resolve() == Path(self.output_dir).resolve()
+
     def problems(self) -> list[str]:
         found = [*super().problems(), *self._folder_problems()]
         if self.allow_data_change and self.resume_from_checkpoint == "none":

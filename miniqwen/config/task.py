@@ -94,13 +94,20 @@ class TaskFlags(DataFlags):
         parsed = {name.strip(): float(share) for name, share in (part.split("=") for part in self.mixture.split(","))}
         return {name: share / sum(parsed.values()) for name, share in parsed.items()}
 
+    @property
+    def resumes_model_path(self) -> bool:
+        """Whether `--model_path` is the folder of the run that is resumed; see OutputFlags."""
+        return False
+
     def problems(self) -> list[str]:
         sizes_are_positive = all(size is None or size > 0 for size in (self.block_size, self.max_seq_length))
         return [
             *super().problems(),
             *self._task_problems(),
             *self._row_problems(),
-            *model_problems(self.model_path, self.length if sizes_are_positive else None),
+            *model_problems(
+                self.model_path, self.length if sizes_are_positive else None, resumed=self.resumes_model_path
+            ),
         ]
 
     def _task_problems(self) -> list[str]:

@@ -12,14 +12,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from miniqwen.checkpoints.checkpoint import Progress, complete_checkpoints
+from miniqwen.checkpoints.checkpoint import Progress
 from miniqwen.config.training import TrainConfig
 from miniqwen.data.formats import BadData
 from miniqwen.data.patience import HubTimeout
 from miniqwen.distributed.runtime import Runtime
 from miniqwen.errors import UserError
 from miniqwen.training.output_folder import OutputFolder, note_end
-from miniqwen.training.preemption import Interrupted, Preempted, StopRequest
+from miniqwen.training.preemption import Interrupted, Preempted, StopRequest, note_interrupt
 from miniqwen.training.tracking import Tracker
 
 
@@ -41,27 +41,31 @@ def failures_told(
         if output and not isinstance(error, Interrupted):
             with contextlib.suppress(OSError):  # it came too late to be the reason
                 output.wait()
-        tracker.close(failed=not isinstance(error, (Preempted, Interrupted)))
-        folder = Path(str(config.output_dir))
-        if isinstance(error, Interrupted):
-            if runtime.is_main:
-                saved = complete_checkpoints(folder)
-                since = f"since {saved[-1].name}, where --resume_from_checkpoint auto goes on" if saved else "yet"
-                print(f"ended by a second Ctrl-C; nothing was saved {since}", file=sys.stderr, flush=True)
-                note_end(folder, "preempted", "a second Ctrl-C, without saving")
-            raise
-        if isinstance(error, Preempted):
-            if runtime.is_main:
-                note_end(folder, "preempted", str(stop.reason))
-            raise
-        reason, writes = f"{type(error).__name__}: {error}", runtime.is_main
-        if runtime.peers:
-            reason, writes = runtime.peers.explain(error)
-            if not isinstance(error, UserError) or not runtime.is_main:  # rank 0's own is shown on its way out
-                print(f"the run failed: {reason}", file=sys.stderr, flush=True)
-        if writes:
-            note_end(folder, "failed", reason)
+        try:  # first what is looked for later; trackers may take their time, or fail
+            _note_failure(error, config, runtime, stop)
+        finally:
+            tracker.close(failed=not isinstance(error, (Preempted, Interrupted)))
         raise
+
+
+def _note_failure(error: BaseException, config: TrainConfig, runtime: Runtime, stop: StopRequest) -> None:
+    """Say in trainer_state.json, and on stderr where nobody else will, what ended the run."""
+    folder = Path(str(config.output_dir))
+    if isinstance(error, Interrupted):
+        if runtime.is_main:
+            note_interrupt(folder)
+        return
+    if isinstance(error, Preempted):
+        if runtime.is_main:
+            note_end(folder, "preempted", str(stop.reason))
+        return
+    reason, writes = f"{type(error).__name__}: {error}", runtime.is_main
+    if runtime.peers:
+        reason, writes = runtime.peers.explain(error)
+        if not isinstance(error, UserError) or not runtime.is_main:  # rank 0's own is shown on its way out
+            print(f"the run failed: {reason}", file=sys.stderr, flush=True)
+    if writes:
+        note_end(folder, "failed", reason)
 
 
 def closing_summary(config: TrainConfig, progress: Progress, total_steps: int, seconds: float) -> list[str]:

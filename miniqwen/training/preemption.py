@@ -1,11 +1,12 @@
 """When a run must end before its end: signals, --max_time, a STOP file; and how the ranks come to agree on it.
 
-Promises: SIGTERM, SIGINT (Ctrl-C), SIGUSR1, `--max_time` and a file named STOP in `--output_dir` end the run cleanly,
-whichever rank notices first: at the start by leaving at once (there is nothing to save yet), later at the next update,
-in the middle of an evaluation, or while a rank waits for its data. Signals are acknowledged at once, whatever the main
-thread is at. A save is never interrupted, except by a second Ctrl-C, which ends the run at once. One process under
-`accelerate launch` gets the SIGTERM that its launcher dies of. Costs: nothing heavy is imported, so that signals are
-caught from the first second on; a sleeping thread; one look for the file a second.
+Promises: SIGTERM, SIGINT (Ctrl-C), SIGUSR1, SIGHUP (a closed terminal), `--max_time` and a file named STOP in
+`--output_dir` end the run cleanly, whichever rank notices first: at the start by leaving at once (there is nothing to
+save yet), later at the next update, in the middle of an evaluation, or while a rank waits for its data. Signals are
+acknowledged at once, whatever the main thread is at. A save is never interrupted, except by a second Ctrl-C, which ends
+the run within seconds. One process under `accelerate launch` gets the SIGTERM that its launcher dies of.
+Costs: nothing heavy is imported, so that signals are caught from the first second on; a sleeping thread; one look for
+the file a second.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -22,9 +24,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from miniqwen.config.models import run_state
 from miniqwen.config.output import STOP_FILE
 from miniqwen.config.training import TrainConfig
-from miniqwen.errors import UserError
+from miniqwen.errors import SAME_KEY_PRESS, UserError, heard_signals, say_at_once
+from miniqwen.files import write_json
 
 if TYPE_CHECKING:
     from miniqwen.distributed.runtime import Runtime
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 POLL = 1.0  # seconds between two looks for the STOP file, and between two questions of ranks that wait for data
-SAME_KEY_PRESS = 1.0  # seconds: a terminal and a launcher may both pass on one Ctrl-C
+TO_END = 2.0  # seconds that a second Ctrl-C waits for the main thread to end the run tidily
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 # all of these are in the environment of what `accelerate launch` starts, and hardly anywhere else
 ACCELERATE_SETS = ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU", "ACCELERATE_DYNAMO_BACKEND")
@@ -61,10 +65,15 @@ class StopRequest:
         self._file = Path(str(config.output_dir)) / STOP_FILE
         self._looks = os.environ.get("RANK", "0") == "0"  # for the file: one process is enough
         self._last_look, self._polled = 0.0, False
-        self._last_interrupt: float | None = None
-        for number in SIGNALS:
+        self._first_signal: float | None = None
+        self._acknowledged = threading.Event()
+        # a closed terminal ends a run as any other signal does, unless it was started to outlive it (nohup)
+        outlives = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        self._signals = SIGNALS if outlives else (*SIGNALS, signal.SIGHUP)
+        for number in self._signals:
             signal.signal(number, self._receive)
-        self._acknowledging = self._acknowledge_at_once() if self._looks else None
+        if self._looks:
+            threading.Thread(target=self._answer, args=(heard_signals(),), daemon=True).start()
         if launcher_is_gone():
             self._ask("the launcher that started this process has ended")
 
@@ -100,7 +109,7 @@ class StopRequest:
     def poll_from_now_on(self) -> None:
         """The loop begins: what is asked from now on waits until the loop looks."""
         self._polled = True
-        for number in SIGNALS:  # again, in case a library has taken one
+        for number in self._signals:  # again, in case a library has taken one
             signal.signal(number, self._receive)
         if self.reason is not None:
             raise Preempted(self.exit_code)
@@ -117,12 +126,14 @@ class StopRequest:
         self.reason = self.reason or "the data cannot be read"
 
     def _receive(self, number: int, frame: types.FrameType | None) -> None:
-        if self._acknowledging:
-            self._acknowledging.join(1.0)  # before this process perhaps ends
-        if number == signal.SIGINT:
-            before, self._last_interrupt = self._last_interrupt, time.monotonic()
-            if before is not None and self._last_interrupt - before > SAME_KEY_PRESS:
-                raise Interrupted(130)
+        if self._looks:
+            self._acknowledged.wait(1.0)  # before this process perhaps ends
+        leave_lost_terminal()
+        now = time.monotonic()
+        if self._first_signal is None:
+            self._first_signal = now
+        elif number == signal.SIGINT and now - self._first_signal > SAME_KEY_PRESS:
+            raise Interrupted(130)
         self._ask(f"{signal.Signals(number).name} was received")
 
     def _ask(self, reason: str) -> None:
@@ -130,25 +141,43 @@ class StopRequest:
         if first and not self._polled:
             raise Preempted(self.exit_code)
 
-    def _acknowledge_at_once(self) -> threading.Thread:
-        """Have a thread answer signals: Python's handlers wait until the main thread comes back from a long call."""
-        reading, writing = os.pipe()
-        os.set_blocking(writing, False)
-        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # a progress bar may stand in this line
-
-        def answer() -> None:
-            while number := os.read(reading, 1):
-                if number[0] in SIGNALS:
+    def _answer(self, heard: Iterable[int]) -> None:
+        """In a thread: say at once what a signal does, and end the run where the main thread cannot."""
+        first = None
+        for number in heard:
+            if number in self._signals and first is None:
+                first = time.monotonic()
+                what = "nothing to save yet, the run ends"
+                if self._polled:
                     what = "the run saves at its next update and ends; Ctrl-C once more ends it without saving"
-                    what = what if self._polled else "nothing to save yet, the run ends"
-                    name = signal.Signals(number[0]).name
-                    os.write(2, f"{clear}{name} was received: {what}\n".encode())
-                    return  # the first is told; the loop tells the rest
+                say_at_once(f"{signal.Signals(number).name} was received: {what}")
+                self._acknowledged.set()
+            elif number == signal.SIGINT and first is not None and time.monotonic() - first > SAME_KEY_PRESS:
+                time.sleep(TO_END)
+                note_interrupt(self._file.parent)
+                os._exit(130)
 
-        acknowledging = threading.Thread(target=answer, daemon=True)
-        acknowledging.start()
-        return acknowledging
+
+def note_interrupt(folder: Path) -> None:
+    """Say on stderr and in trainer_state.json that a second Ctrl-C ended the run, unless that is said already."""
+    state = run_state(folder)
+    if not state or state["status"] != "running":
+        return
+    last = state.get("last_checkpoint")
+    since = f"since {last}, where --resume_from_checkpoint auto goes on" if last else "yet"
+    say_at_once(f"ended by a second Ctrl-C; nothing was saved {since}")
+    ended = {"status": "preempted", "reason": "a second Ctrl-C, without saving"}
+    write_json(folder / "trainer_state.json", {**state, **ended})
+
+
+def leave_lost_terminal() -> None:
+    """Let go of a terminal that was closed: a line that cannot be printed would end the run before it has saved."""
+    for output in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(output).st_mode) and not os.isatty(output):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, output)
+                os.close(nowhere)
 
 
 def launcher_is_gone() -> bool:

@@ -18,8 +18,11 @@ def told(path: object, any_kind: bool = False) -> str:
 
 @pytest.mark.parametrize(
     "given",
-    ["Qwen/Qwen3-0.6B", "https://huggingface.co/Qwen/Qwen3-0.6B", "hf.co/Qwen/Qwen3-0.6B/", "hf://Qwen/Qwen3-0.6B"],
-)
+    [
+        "Qwen/Qwen3-0.6B", "https://huggingface.co/Qwen/Qwen3-0.6B", "hf.co/Qwen/Qwen3-0.6B/", "hf://Qwen/Qwen3-0.6B",
+        "https://huggingface.co/Qwen/Qwen3-0.6B/tree/main?library=transformers",
+    ],
+)  # fmt: skip
 def test_a_model_of_the_hub_is_imported_first(given: str) -> None:
     said = told(given)
     assert "create_model --from_pretrained Qwen/Qwen3-0.6B --output_dir models/Qwen3-0.6B`" in said
@@ -33,6 +36,14 @@ def test_a_path_that_may_be_either_is_told_both(tmp_path: Path, monkeypatch: pyt
     said = told("runs/pretraned")
     assert "did you mean runs/pretrained?" in said
     assert "--from_pretrained runs/pretraned" in said
+
+
+def test_other_addresses_and_names_without_an_owner_make_no_folder_of_that_name(tmp_path: Path) -> None:
+    assert told("https://example.org/model").endswith("on this machine is expected: download it first")
+    assert "goes by its whole name, OWNER/Qwen3-0.6B" in told("Qwen3-0.6B")
+    (tmp_path / "pretrained").mkdir()
+    (tmp_path / "pretrained-2").mkdir()
+    assert f"did you mean {tmp_path / 'pretrained'} or {tmp_path / 'pretrained-2'}?" in told(tmp_path / "pretraned")
 
 
 def test_files_parents_and_names_of_nothing_are_told_what_they_are(model: Path, tmp_path: Path) -> None:
@@ -66,6 +77,7 @@ def test_an_unfinished_run_says_how_far_it_is_and_what_can_be_done(model: Path, 
     for file in model.iterdir():  # also where the final model of an earlier life stands
         shutil.copy(file, folder)
     assert "is not finished" in told(folder)
+    assert model_problems(str(folder), None, resumed=True) == [], "a run that goes on in the folder of its model"
     (folder / "trainer_state.json").write_text(json.dumps(state | {"status": "finished"}))
     assert model_problems(str(folder), None) == []
 

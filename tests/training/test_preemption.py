@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -13,13 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runs import ROOT, TINY, article, command, lines, run_script, running, state, wait_for_updates, wait_until
+from runs import OFFLINE, ROOT, TINY, article, command, lines, run_script, running, state, wait_for_updates, wait_until
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from miniqwen.config.survival import seconds
 from miniqwen.config.training import TrainConfig
-from miniqwen.training.preemption import SAME_KEY_PRESS, SIGNALS, Interrupted, Preempted, StopRequest
+from miniqwen.errors import SAME_KEY_PRESS
+from miniqwen.training.preemption import SIGNALS, Preempted, StopRequest
 
 
 @pytest.fixture
@@ -56,41 +59,84 @@ def test_a_signal_ends_the_start_at_once_and_later_waits_for_the_loop(tmp_path: 
     assert stop.reason == "SIGTERM was received"
 
 
-def test_the_second_ctrl_c_ends_at_once_but_one_key_press_counts_once(tmp_path: Path, handlers: None) -> None:
-    stop = StopRequest(TrainConfig(output_dir=str(tmp_path)))
-    stop.poll_from_now_on()
-    signal.raise_signal(signal.SIGINT)
-    signal.raise_signal(signal.SIGINT)  # the terminal's and the launcher's
-    assert stop.requested
-    time.sleep(SAME_KEY_PRESS + 0.1)
-    with pytest.raises(Interrupted):
-        signal.raise_signal(signal.SIGINT)
-
-
-LONG_CALL = """
-import hashlib, sys
+WAITS = """
+import hashlib, sys, time
 from miniqwen.config.training import TrainConfig
 from miniqwen.training.preemption import StopRequest
 
 stop = StopRequest(TrainConfig(output_dir=sys.argv[1]))
 stop.poll_from_now_on()
 print("ready", file=sys.stderr, flush=True)
-hashlib.pbkdf2_hmac("sha256", b"", b"", 5_000_000)  # no handler of Python's runs before it ends
+if sys.argv[2] == "python":
+    while True:
+        time.sleep(0.05)
+hashlib.pbkdf2_hmac("sha256", b"", b"", int(sys.argv[2]))  # no handler of Python's runs before it ends
 print("the long call ended", stop.requested, file=sys.stderr)
 """
+ACKNOWLEDGED = "the run saves at its next update and ends; Ctrl-C once more ends it without saving"
 
 
-def test_a_signal_is_acknowledged_while_the_main_thread_is_in_a_long_call(tmp_path: Path) -> None:
-    words = [sys.executable, "-c", LONG_CALL, str(tmp_path)]
+@contextlib.contextmanager
+def waiting(folder: Path, for_what: object) -> Iterator[subprocess.Popen[str]]:
+    words = [sys.executable, "-c", WAITS, str(folder), str(for_what)]
     with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         assert process.stderr.readline() == "ready\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_signal_is_acknowledged_while_the_main_thread_is_in_a_long_call(tmp_path: Path) -> None:
+    with waiting(tmp_path, 5_000_000) as process:
         process.send_signal(signal.SIGINT)
+        assert process.stderr
         told = process.stderr.read().splitlines()
-    assert told == [
-        "SIGINT was received: the run saves at its next update and ends; Ctrl-C once more ends it without saving",
-        "the long call ended True",
-    ]
+    assert told == [f"SIGINT was received: {ACKNOWLEDGED}", "the long call ended True"]
+
+
+@pytest.mark.parametrize(("first", "main_is_in"), [(signal.SIGINT, "python"), (signal.SIGTERM, 1_000_000_000)])
+def test_a_second_ctrl_c_ends_the_run_wherever_it_is_but_one_key_press_counts_once(
+    tmp_path: Path, first: signal.Signals, main_is_in: object
+) -> None:
+    """The main thread may be in a long call; the first signal may be what a script made of its own Ctrl-C."""
+    running = {"status": "running", "step": 40, "max_steps": 90, "last_checkpoint": "checkpoint-40"}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(running))
+    with waiting(tmp_path, main_is_in) as process:
+        process.send_signal(first)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)  # the terminal's and the launcher's
+        time.sleep(SAME_KEY_PRESS + 0.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
+        assert process.stderr
+        told = process.stderr.read().splitlines()
+    assert told[0] == f"{first.name} was received: {ACKNOWLEDGED}"
+    if main_is_in != "python":  # there the loop tells it on its way out
+        since = "since checkpoint-40, where --resume_from_checkpoint auto goes on"
+        assert told[1:] == [f"ended by a second Ctrl-C; nothing was saved {since}"]
+        assert state(tmp_path) == running | {"status": "preempted", "reason": "a second Ctrl-C, without saving"}
+
+
+def test_a_run_whose_terminal_is_closed_saves_and_goes_on_at_the_next_start(
+    model: Path, mirror: Path, tmp_path: Path
+) -> None:
+    given = ["--model_path", model, "--data_root", mirror, "--output_dir", tmp_path / "out", *TINY]
+    words = command(*given, "--max_steps", "100000", "--hints", "False")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execve(words[0], words, os.environ | OFFLINE)
+    told = b""
+    while b"update 3/" not in told and b" 3/100000" not in told:
+        told += os.read(terminal, 65536)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    now = state(tmp_path / "out")
+    assert (now["status"], now["reason"]) == ("preempted", "SIGHUP was received")
+    assert now["last_checkpoint"] == f"checkpoint-{now['step']}"
 
 
 def test_a_stop_file_from_before_the_start_is_removed_and_a_new_one_obeyed(tmp_path: Path, handlers: None) -> None:
