@@ -81,6 +81,19 @@ def descendants(pid: int) -> list[int]:
     return [found for child in children for found in (child, *descendants(child))]
 
 
+def send(family: list[int], number: signal.Signals) -> None:
+    for pid in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def halted(process: subprocess.Popen[bytes]) -> list[int]:
+    """The launcher and all its processes, which stand still from now on."""
+    family = [process.pid, *descendants(process.pid)]
+    send(family, signal.SIGSTOP)
+    return family
+
+
 def saving(output: Path) -> bool:
     return any(output.glob(".checkpoint-*.tmp"))
 
@@ -113,14 +126,16 @@ def start_and_kill(words: list[str], output: Path, processes: int, in_a_save: bo
             while reached(output) <= before and process.poll() is None and time.monotonic() < patience:
                 time.sleep(0.01)
             time.sleep(drawn.uniform(0, 0.6))
-            while in_a_save and not saving(output) and process.poll() is None and time.monotonic() < patience:
+        family = halted(process)
+        while in_a_save and not saving(output) and process.poll() is None and time.monotonic() < patience:
+            send(family, signal.SIGCONT)
+            while not saving(output) and process.poll() is None and time.monotonic() < patience:
                 pass
+            family = halted(process)  # and only then look: a small save is over before the next line
         moment = "saving" if saving(output) else "starting" if early else "training"
         if process.poll() is not None:
             raise SystemExit(f"a start ended by itself with status {process.returncode}; see {output.parent / 'log'}")
-        for pid in (process.pid, *descendants(process.pid)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        send(family, signal.SIGKILL)
         process.wait()
     return Kill(processes, moment, before, reached(output))
 
