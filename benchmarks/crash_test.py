@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,20 @@ def make_world(folder: Path, hidden: int) -> tuple[Path, Path]:
     return folder / "model", folder / "texts.jsonl"
 
 
-def command(world: tuple[Path, Path], output: Path, steps: int, processes: int, extra: list[str]) -> list[str]:
+@dataclass(frozen=True)
+class Starts:
+    """How runs are started, and what is killed with one: `below(PID)` are the processes that it has started."""
+
+    python: str
+    below: Callable[[int], list[int]]
+
+    def family(self, process: subprocess.Popen[bytes]) -> list[int]:
+        return [process.pid, *self.below(process.pid)]
+
+
+def command(
+    python: str, world: tuple[Path, Path], output: Path, steps: int, processes: int, extra: list[str]
+) -> list[str]:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     flags = (
         f"--model_path {world[0]} --dataset_name {world[1]} --task pretrain --output_dir {output} --block_size 32 "
@@ -64,11 +78,12 @@ def command(world: tuple[Path, Path], output: Path, steps: int, processes: int, 
         f"--max_steps {steps} --save_steps 3 --save_total_limit 2 --logging_steps 5 --eval_strategy steps "
         f"--eval_steps 10 --validation_blocks 4 --report_to none --resume_from_checkpoint auto"
     )
-    return [sys.executable, *(torchrun if processes > 1 else []), "train_loop.py", *flags.split(), *extra]
+    return [python, *(torchrun if processes > 1 else []), "train_loop.py", *flags.split(), *extra]
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+def environment(python: str) -> dict[str, str]:
+    settings = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    return os.environ | settings | {"PYTHON_EXEC": python}  # torchrun's word for what starts its ranks
 
 
 def descendants(pid: int) -> list[int]:
@@ -79,6 +94,19 @@ def descendants(pid: int) -> list[int]:
         return []
     children = [int(child) for task in tasks for child in task]
     return [found for child in children for found in (child, *descendants(child))]
+
+
+def send(family: list[int], number: signal.Signals) -> None:
+    for pid in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def halted(process: subprocess.Popen[bytes], starts: Starts) -> list[int]:
+    """The launcher and all its processes, which stand still from now on."""
+    family = starts.family(process)
+    send(family, signal.SIGSTOP)
+    return family
 
 
 def saving(output: Path) -> bool:
@@ -99,11 +127,15 @@ class Kill:
     after: int
 
 
-def start_and_kill(words: list[str], output: Path, processes: int, in_a_save: bool, drawn: random.Random) -> Kill:
+def start_and_kill(
+    words: list[str], output: Path, processes: int, in_a_save: bool, drawn: random.Random, starts: Starts
+) -> Kill:
     """One start, killed at a random moment after it has come further, or while it saves."""
     before = reached(output)
     with (output.parent / "log").open("ab") as log:
-        process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            words, cwd=ROOT, env=environment(starts.python), stdout=log, stderr=log, start_new_session=True
+        )
         patience = time.monotonic() + 300
         # a tenth of the kills come before anything is trained: at imports, loading, resuming
         early = not in_a_save and drawn.random() < 0.1
@@ -113,21 +145,23 @@ def start_and_kill(words: list[str], output: Path, processes: int, in_a_save: bo
             while reached(output) <= before and process.poll() is None and time.monotonic() < patience:
                 time.sleep(0.01)
             time.sleep(drawn.uniform(0, 0.6))
-            while in_a_save and not saving(output) and process.poll() is None and time.monotonic() < patience:
+        family = halted(process, starts)
+        while in_a_save and not saving(output) and process.poll() is None and time.monotonic() < patience:
+            send(family, signal.SIGCONT)
+            while not saving(output) and process.poll() is None and time.monotonic() < patience:
                 pass
+            family = halted(process, starts)  # and only then look: a small save is over before the next line
         moment = "saving" if saving(output) else "starting" if early else "training"
         if process.poll() is not None:
             raise SystemExit(f"a start ended by itself with status {process.returncode}; see {output.parent / 'log'}")
-        for pid in (process.pid, *descendants(process.pid)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        send(family, signal.SIGKILL)
         process.wait()
     return Kill(processes, moment, before, reached(output))
 
 
-def run_to_the_end(words: list[str], log: Path) -> None:
+def run_to_the_end(words: list[str], log: Path, starts: Starts) -> None:
     with log.open("ab") as file:
-        done = subprocess.run(words, cwd=ROOT, env=environment(), stdout=file, stderr=file, check=False)
+        done = subprocess.run(words, cwd=ROOT, env=environment(starts.python), stdout=file, stderr=file, check=False)
     if done.returncode:
         raise SystemExit(f"status {done.returncode}; see {log}:\n{log.read_text()[-2000:]}")
 
@@ -141,26 +175,26 @@ def difference(one: Path, other: Path) -> float:
 
 
 def crash_test(
-    folder: Path, kills: int, steps: int, hidden: int, seed: int, worlds: list[int], extra: list[str]
+    folder: Path, kills: int, steps: int, hidden: int, seed: int, worlds: list[int], extra: list[str], starts: Starts
 ) -> bool:
     """Whether the killed run ended with the undisturbed run's weights; prints a table."""
     drawn = random.Random(seed)
     world = make_world(folder, hidden)
     print(f"undisturbed: {steps} updates on 2 processes", flush=True)
-    run_to_the_end(command(world, folder / "undisturbed", steps, 2, extra), folder / "log")
+    run_to_the_end(command(starts.python, world, folder / "undisturbed", steps, 2, extra), folder / "log", starts)
     output, table = folder / "killed", []
     print(f"{'kill':>4}  {'processes':>9}  {'moment':<9}  {'had':>5}  {'left':>5}", flush=True)
     for number in range(kills):
         # every start gets its share of the way, so that the last kill is still before the end
         processes = drawn.choice(worlds)
-        words = command(world, output, steps, processes, extra)
-        kill = start_and_kill(words, output, processes, number % 3 == 2, drawn)
+        words = command(starts.python, world, output, steps, processes, extra)
+        kill = start_and_kill(words, output, processes, number % 3 == 2, drawn, starts)
         table.append(kill)
         print(f"{number + 1:>4}  {processes:>9}  {kill.moment:<9}  {kill.before:>5}  {kill.after:>5}", flush=True)
         if kill.after < kill.before:
             print("a checkpoint was lost")
             return False
-    run_to_the_end(command(world, output, steps, 2, extra), folder / "log")
+    run_to_the_end(command(starts.python, world, output, steps, 2, extra), folder / "log", starts)
     state = json.loads((output / "trainer_state.json").read_text())
     left = [path.name for path in output.glob(".*.tmp")]
     found = difference(folder / "undisturbed", output)
@@ -173,7 +207,7 @@ def crash_test(
     return found <= allowed and state["status"] == "finished" and not left
 
 
-def main() -> None:
+def main(words: list[str] | None = None, starts: Starts = Starts(sys.executable, descendants)) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--steps", type=int, default=0, help="updates in all (default: 200 for each kill)")
@@ -182,13 +216,13 @@ def main() -> None:
     parser.add_argument("--worlds", default="2,2,1", help="numbers of processes to draw from")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     parser.add_argument("extra", nargs="*", help="further flags of train_loop.py, after --")
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     worlds = [int(world) for world in given.worlds.split(",")]
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         steps = given.steps or 200 * given.kills
-        good = crash_test(folder, given.kills, steps, given.hidden, given.seed, worlds, given.extra)
+        good = crash_test(folder, given.kills, steps, given.hidden, given.seed, worlds, given.extra, starts)
     print("the weights are those of the undisturbed run" if good else "FAILED")
     sys.exit(not good)
 

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,17 +27,22 @@ ROOT = Path(__file__).parent.parent
 Runner = Callable[..., subprocess.CompletedProcess[str]]
 
 
-# Read by libraries while they are imported: a script with one of these starts in a Python of its own.
+# Read by libraries while they are imported: a script with one of these has a Python of its own, warm if it is for
+# several processes.
 READ_AT_IMPORT = ("HF_", "OMP_", "PYTHON", "PATH")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "offline"}
 
 
-@functools.lru_cache(maxsize=1)
-def warm_python() -> list[str]:
-    """The beginning of a command line that runs scripts of the project without importing the libraries again."""
+@functools.cache
+def warm_folder(**read_at_import: str) -> Path:
+    """Where a Python listens that has imported the libraries, and `python` runs scripts in copies of it."""
     server, folder = str(ROOT / "tests" / "warm_start.py"), Path(tempfile.mkdtemp(prefix="warm_"))
+    python = folder / "python"  # torchrun says -u
+    begin = shlex.join([sys.executable, "-S", server, "run", str(folder / "socket")])
+    python.write_text(f'#!/bin/sh\n[ "$1" = -u ] && shift\nexec {begin} "$@"\n')
+    python.chmod(0o755)
     process = subprocess.Popen(
-        [sys.executable, server, "serve", str(folder / "socket")], cwd=ROOT, env=os.environ | OFFLINE
+        [sys.executable, server, "serve", str(folder / "socket")], cwd=ROOT, env=os.environ | OFFLINE | read_at_import
     )
 
     def end() -> None:
@@ -46,20 +52,30 @@ def warm_python() -> list[str]:
 
     atexit.register(end)
     wait_until((folder / "socket").exists, process)
-    return [sys.executable, "-S", server, "run", str(folder / "socket")]
+    return folder
+
+
+def warm_python(**read_at_import: str) -> str:
+    """What runs scripts and modules of the project as Python does, without importing the libraries again."""
+    return str(warm_folder(**read_at_import) / "python")
+
+
+def ranks_by(python: str) -> dict[str, str]:
+    """The variable by which torchrun, and so `accelerate launch`, starts its ranks with this Python too."""
+    return {"PYTHON_EXEC": python}
 
 
 def run_script(
     script: str, *flags: object, processes: int = 1, environment: dict[str, str] | None = None, limit: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run a script of the project as a user does; several processes go through torchrun."""
-    cold = any(name.startswith(READ_AT_IMPORT) for name in environment or {})
-    python = [sys.executable] if cold else warm_python()
-    launcher = [*python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [*([*launcher, "--no-python"] if processes > 1 else []), *python, script, *map(str, flags)]
+    own = {name: value for name, value in (environment or {}).items() if name.startswith(READ_AT_IMPORT)}
+    python = sys.executable if own and processes == 1 else warm_python(**own)
+    launcher = torchrun(processes, python) if processes > 1 else [python]
+    command = [*launcher, script, *map(str, flags)]
     with subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | OFFLINE | (environment or {}), stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
+        command, cwd=ROOT, env=os.environ | OFFLINE | ranks_by(python) | (environment or {}),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         try:
             output, errors = process.communicate(timeout=limit)
@@ -115,29 +131,34 @@ TINY = (
 ).split()
 
 
+def torchrun(processes: int, python: str = sys.executable) -> list[str]:
+    return [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+
+
 def command(*flags: object, processes: int = 1, launcher: Sequence[str] | None = None) -> list[str]:
     """The command line of one training; several processes go through torchrun."""
     if launcher is None:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        launcher = [sys.executable, *(torchrun if processes > 1 else [])]
+        launcher = torchrun(processes, warm_python()) if processes > 1 else [warm_python()]
     return [*launcher, "train_loop.py", *map(str, flags)]
 
 
 @contextlib.contextmanager
 def running(words: Sequence[str], log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The command in the background, in a session of its own, all of which ends with the block."""
+    """The command in the background, in a session of its own, all of which ends with the block.
+
+    A launcher that is started with `warm_python` starts its ranks with it.
+    """
     offline = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
+    ranks_too = ranks_by(warm_python()) if warm_python() in words else {}
     with log.open("ab") as file:
         process = subprocess.Popen(
-            list(words), cwd=ROOT, env=os.environ | offline | environment, stdout=file, stderr=file,
+            list(words), cwd=ROOT, env=os.environ | offline | ranks_too | environment, stdout=file, stderr=file,
             start_new_session=True,
         )  # fmt: skip
-    workers: set[int] = set()
     try:
         yield process
     finally:
-        workers |= set(descendants(process.pid)) | {process.pid}
-        for pid in workers:
+        for pid in [*descendants(process.pid), process.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.wait()
@@ -172,8 +193,15 @@ def state(output: Path) -> dict[str, Any]:
     return found
 
 
+def copy_of(pid: int) -> int | None:
+    """The process that really runs the script, if `pid` has it run by a warm Python."""
+    with contextlib.suppress(OSError):
+        return int(str((warm_folder() / f"socket.{pid}").readlink()))
+    return None
+
+
 def descendants(pid: int) -> list[int]:
-    """All living processes under `pid`."""
+    """All living processes under `pid`, and the copies of the warm Python that run their scripts."""
     try:
         children = [
             int(child)
@@ -182,6 +210,8 @@ def descendants(pid: int) -> list[int]:
         ]
     except OSError:
         return []
+    copy = copy_of(pid)
+    children += [] if copy is None else [copy]
     return [found for child in children for found in (child, *descendants(child))]
 
 
@@ -194,7 +224,7 @@ def ranks(launcher: int) -> dict[int, int]:
             words = Path(f"/proc/{pid}/cmdline").read_bytes()
             rank = next((value[5:] for value in variables if value.startswith(b"RANK=")), None)
             if rank is not None and b"train_loop.py" in words and b"torch.distributed.run" not in words:
-                found.setdefault(int(rank), pid)
+                found.setdefault(int(rank), copy_of(pid) or pid)
     return found
 
 

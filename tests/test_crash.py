@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
-from runs import ROOT
+import pytest
+from runs import ROOT, descendants, warm_python
+
+sys.path.insert(0, str(ROOT))
+from benchmarks import crash_test
 
 
-def test_a_run_that_is_killed_three_times_ends_with_the_weights_of_one_that_was_not() -> None:
-    words = [sys.executable, "benchmarks/crash_test.py", "--kills", "3", "--steps", "300", "--worlds", "2,1"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 kills (1 in a save)" in done.stdout
-    assert "the weights are those of the undisturbed run" in done.stdout
+def test_a_run_that_is_killed_three_times_ends_with_the_weights_of_one_that_was_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    starts = crash_test.Starts(warm_python(), descendants)
+    with pytest.raises(SystemExit) as ended:
+        crash_test.main("--kills 3 --steps 200 --worlds 2,1".split(), starts)
+    told = capsys.readouterr().out
+    assert ended.value.code == 0, f"{ended.value}\n{told}"
+    assert "3 kills (1 in a save)" in told
+    assert "the weights are those of the undisturbed run" in told

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from runs import ROOT, run_script
+from runs import OFFLINE, ROOT, command, ranks_by, run_script, warm_python
 from safetensors.torch import load_file
 from transformers import Qwen3ForCausalLM
 
@@ -117,11 +117,11 @@ def test_a_full_disk_ends_every_rank_and_the_run_goes_on_from_the_checkpoint_bef
     two = {"processes": 2}
     assert run_script("train_loop.py", *flags, "--output_dir", whole, "--max_steps", 4, **two).returncode == 0
     assert run_script("train_loop.py", *flags, "--output_dir", output, "--max_steps", 2, **two).returncode == 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     again = [*flags, "--output_dir", str(output), "--max_steps", "4", "--resume_from_checkpoint", "auto"]
     # no file may grow beyond 150 KiB: the model's file fits, the optimizer's does not
-    limited = ["bash", "-c", 'ulimit -f 150; exec "$@"', "-", *torchrun, "train_loop.py", *again]
-    done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    limited = ["bash", "-c", 'ulimit -f 150; exec "$@"', "-", *command(*again, processes=2)]
+    environment = os.environ | OFFLINE | ranks_by(warm_python())
+    done = subprocess.run(limited, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode != 0
     assert "cannot write" in done.stderr
     assert "File too large" in done.stderr

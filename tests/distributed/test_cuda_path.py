@@ -8,8 +8,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -89,6 +87,8 @@ def test_fsdp2_computes_in_half_precision_and_sums_gradients_and_loss_in_fp32(mo
 
 
 EIGHTH = """
+import os, sys
+sys.path[:0] = [os.getcwd(), os.path.join(os.getcwd(), "tests")]
 import torch, torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 dist.init_process_group("fake", store=FakeStore(), rank=3, world_size=8)
@@ -113,14 +113,11 @@ print("units", units, "share", local_parameters(model) / total, "state", len(opt
 """
 
 
-def test_one_of_eight_ranks_of_fsdp2_holds_an_eighth() -> None:
+def test_one_of_eight_ranks_of_fsdp2_holds_an_eighth(tmp_path: Path) -> None:
     """In a process group that only pretends to have seven others."""
-    environment = {**os.environ, **EIGHT, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "CUDA_VISIBLE_DEVICES": ""}
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    done = subprocess.run(
-        [sys.executable, "-c", EIGHTH], cwd=ROOT, env={**environment, "PYTHONPATH": path}, capture_output=True,
-        text=True, check=False, timeout=300,
-    )  # fmt: skip
+    script = tmp_path / "eighth.py"
+    script.write_text(EIGHTH)
+    done = run_script(str(script), environment={**EIGHT, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     words = done.stdout.splitlines()[-1].split()
     assert int(words[1]) >= SMALL.num_hidden_layers + 1  # each layer is a unit, and the whole

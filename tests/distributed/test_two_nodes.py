@@ -9,12 +9,11 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runs import TINY, command, lines, ranks, run_script, running, state, wait_for_updates, wait_until
+from runs import TINY, command, lines, ranks, run_script, running, state, wait_for_updates, wait_until, warm_python
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -95,7 +94,7 @@ def on_both(
     with contextlib.ExitStack() as stack:
         for node in (0, 1):
             accelerate = [
-                sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
+                warm_python(), "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
                 f"accelerate_configs/{config}.yaml", "--num_machines", "2", "--num_processes", str(2 * each),
                 "--machine_rank", str(node), "--main_process_ip", "10.77.0.1", "--main_process_port", str(port),
             ]  # fmt: skip

@@ -7,8 +7,8 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from runs import ROOT, run_script, wait_until
+from runs import copy_of, run_script, running, wait_until, warm_python
 from safetensors.torch import load_file, save_file
 
 import eval_loop
@@ -274,18 +274,19 @@ def test_a_killed_evaluation_goes_on_where_it_was_and_ends_with_the_same_file(
     """Killed for real while it scores; then on two processes, after a torn last line."""
     flags = ["--dataset_name", "sciq", "--per_device_eval_batch_size", "3", "--output_dir", str(tmp_path)]
     slow = (
-        "import sys, time, runpy, miniqwen.eval.result_files as files\n"
+        "import os, sys, time, runpy\nsys.path.insert(0, os.getcwd())\nimport miniqwen.eval.result_files as files\n"
         "add = files.ResultFile.add\n"
         "files.ResultFile.add = lambda self, found: (add(self, found), time.sleep(1))\n"
         "sys.argv = ['eval_loop.py', *sys.argv[1:]]\n"
         "runpy.run_path('eval_loop.py', run_name='__main__')\n"
     )
     given = ["--model_path", str(world / "model"), "--data_root", str(world / "mirror")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    partial = tmp_path / ".sciq.partial-0.jsonl"
-    with subprocess.Popen([sys.executable, "-c", slow, *given, *flags], cwd=ROOT, env=environment) as process:
+    partial, script = tmp_path / ".sciq.partial-0.jsonl", world / "slow.py"
+    script.write_text(slow)
+    with running([warm_python(), str(script), *given, *flags], world / "log") as process:
         wait_until(lambda: partial.exists() and partial.read_bytes().count(b"\n") >= 7, process, seconds=60)
-        process.kill()
+        os.kill(copy_of(process.pid) or process.pid, signal.SIGKILL)
+        assert process.wait(timeout=60) == -signal.SIGKILL
     assert not (tmp_path / "sciq.json").exists()
     known = partial.read_text().count('"index"')
     assert 6 <= known < 11
@@ -380,9 +381,6 @@ def test_several_processes_that_the_launcher_did_not_start_are_noticed(world: Pa
     command = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "eval_loop.py", "--model_path",
                str(world / "model"), "--data_root", str(world / "mirror"), "--output_dir", str(tmp_path / "out"),
                "--dataset_name", "sciq"]  # fmt: skip
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-    )
+    done = run_script(*command, limit=120)
     assert done.returncode != 0
     assert "asked for several processes and started one" in done.stderr

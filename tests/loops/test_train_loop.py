@@ -8,9 +8,6 @@ import re
 import shutil
 import signal
 import struct
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from runs import ROOT, article, run_script
+from runs import article, command, run_script, running, wait_for_updates
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
@@ -236,24 +233,9 @@ def test_a_terminated_run_saves_says_so_and_goes_on(model: Path, mirror: Path, t
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     flags = [*PRETRAIN, "--max_steps", "150", "--save_steps", "1000", "--report_to", "none"]
     train(model, mirror, whole, *flags)
-    command = [
-        sys.executable,
-        "train_loop.py",
-        "--model_path",
-        model,
-        "--data_root",
-        mirror,
-        "--output_dir",
-        stopped,
-        *flags,
-    ]
-    with subprocess.Popen(
-        list(map(str, command)), cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    ) as process:
-        deadline = time.monotonic() + 120
-        while not (stopped / "metrics.jsonl").exists() or not (stopped / "metrics.jsonl").read_text().count("\n") > 3:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    given = ["--model_path", model, "--data_root", mirror, "--output_dir", stopped, *flags]
+    with running(command(*given), tmp_path / "log") as process:
+        wait_for_updates(process, stopped, more=4)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
     state = json.loads((stopped / "trainer_state.json").read_text())

@@ -10,13 +10,12 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs import ROOT, TINY, article, command, lines, ranks, run_script, running, state, wait_for_updates
+from runs import ROOT, TINY, article, command, lines, ranks, run_script, running, state, wait_for_updates, warm_python
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -70,7 +69,7 @@ def two_by_hand(first: list[str], second: list[str]) -> list[Any]:
 def test_ranks_that_differ_are_refused_at_the_start_and_the_difference_is_named(
     model: Path, mirror: Path, tmp_path: Path
 ) -> None:
-    given = [sys.executable, "train_loop.py", *map(str, flags(model, mirror, tmp_path / "out", "--max_steps", "3"))]
+    given = [warm_python(), "train_loop.py", *map(str, flags(model, mirror, tmp_path / "out", "--max_steps", "3"))]
     told = two_by_hand([*given, "--learning_rate", "0.01"], [*given, "--learning_rate", "0.02"])
     assert [status for status, _ in told] == [2, 2]
     host = platform.node()
@@ -86,7 +85,7 @@ def test_a_rank_with_other_files_is_refused_at_the_start_and_the_file_is_named(
     shutil.copytree(mirror, other)
     changed = next((other / "common-pile/arxiv_papers").glob("00001*"))
     changed.write_bytes(changed.read_bytes() + b"more")
-    words = [sys.executable, "train_loop.py", *map(str, flags(model, mirror, tmp_path / "out", "--max_steps", "3"))]
+    words = [warm_python(), "train_loop.py", *map(str, flags(model, mirror, tmp_path / "out", "--max_steps", "3"))]
     elsewhere = ["unshare", "--mount", "sh", "-c", f'mount --bind {other} {mirror} && exec "$@"', "sh", *words]
     told = two_by_hand(words, elsewhere)
     assert [status for status, _ in told] == [2, 2], told

@@ -194,8 +194,9 @@ def test_signals_during_imports_and_loading_end_the_run_with_its_status(
     model: Path, mirror: Path, tmp_path: Path
 ) -> None:
     given = ["--model_path", model, "--data_root", mirror, "--output_dir", tmp_path / "out", *TINY, "--max_steps", "9"]
+    words = command(*given, "--preempted_exit_code", "7", launcher=[sys.executable])  # whose imports take seconds
     for delay in (0.0, 1.5, 3.0):
-        with running(command(*given, "--preempted_exit_code", "7"), tmp_path / "log") as process:
+        with running(words, tmp_path / "log") as process:
             caught = Path(f"/proc/{process.pid}/status")
             bit = 1 << (signal.SIGTERM - 1)
             wait_until(lambda: int(caught.read_text().split("SigCgt:")[1].split()[0], 16) & bit, process)  # noqa: B023
@@ -235,7 +236,8 @@ def test_an_evaluation_is_given_up_on_all_ranks_and_made_after_the_resume(
 
 
 WAITING = """
-import os, signal, sys, threading, itertools
+import os, signal, sys, threading
+sys.path.insert(0, os.getcwd())
 from miniqwen.training.prefetching import prefetched
 from miniqwen.training.batches import Update
 from miniqwen.config.training import TrainConfig
@@ -272,11 +274,7 @@ os._exit(0)
 def test_a_rank_that_waits_for_its_data_stops_with_the_others(tmp_path: Path, case: str) -> None:
     script = tmp_path / "waiting.py"
     script.write_text(WAITING)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*launcher, script, tmp_path, case], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = run_script(str(script), tmp_path, case, processes=2)
     assert done.returncode == 0, done.stderr
     told = sorted(done.stdout.split("\n"))
     if case == "hangs":
