@@ -44,7 +44,7 @@ from miniqwen.data.packing import data_report, lanes_together
 from miniqwen.eval.answers import Answer
 from miniqwen.eval.scoring import score_rounds
 from miniqwen.training.bad_updates import BadUpdates
-from miniqwen.training.ending import failures_told, reason_to_stop
+from miniqwen.training.ending import ended_early, failures_told, reason_to_stop
 from miniqwen.training.opening import Run, open_run
 from miniqwen.training.optimizers import make_schedule, set_learning_rate
 from miniqwen.training.preemption import GivenUp, Preempted, next_update, until_stopped
@@ -187,7 +187,7 @@ def main(config: TrainConfig, stop: StopRequest) -> None:
         else:
             progress = evaluated(run, run.begins)
             stopped = progress is run.begins
-        reason = reason_to_stop(stop, run.runtime, run.tracker) if stopped else None
+        reason = reason_to_stop(stop, run.runtime, run.tracker) if stopped else ended_early(progress, run.steps, config)
         if config.trains and not stopped:
             run.write_final_model(progress)
     run.close("preempted" if stopped else "finished", progress, reason)

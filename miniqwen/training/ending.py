@@ -20,6 +20,7 @@ from miniqwen.distributed.runtime import Runtime
 from miniqwen.errors import UserError
 from miniqwen.training.output_folder import OutputFolder, note_end
 from miniqwen.training.preemption import Interrupted, Preempted, StopRequest, note_interrupt
+from miniqwen.training.task import Steps
 from miniqwen.training.tracking import Tracker
 
 
@@ -68,11 +69,20 @@ def _note_failure(error: BaseException, config: TrainConfig, runtime: Runtime, s
         note_end(folder, "failed", reason)
 
 
-def closing_summary(config: TrainConfig, progress: Progress, total_steps: int, seconds: float) -> list[str]:
+def ended_early(progress: Progress, steps: Steps, config: TrainConfig) -> str | None:
+    """Why a run that has reached its end did so before its last update."""
+    if progress.step >= steps.total or not config.trains:
+        return None
+    patience = config.early_stopping_patience
+    return f"stopped early: {patience} evaluations without a better one (--early_stopping_patience)"
+
+
+def closing_summary(config: TrainConfig, progress: Progress, steps: Steps, seconds: float) -> list[str]:
     """What a run that has reached its end did, and what can be done with it now."""
     folder = shlex.quote(str(config.output_dir))
-    early = "" if progress.step == total_steps else f", stopped early (--early_stopping_patience) of {total_steps}"
-    said = f"finished: {progress.step} updates{early}, {progress.tokens:,} tokens in {seconds / 60:.1f} minutes"
+    early = ended_early(progress, steps, config)
+    said = f"finished: {progress.step} updates{f' of {steps.total}, {early}' if early else ''}, "
+    said += f"{progress.tokens:,} tokens in {seconds / 60:.1f} minutes"
     if progress.best_step is not None:
         said += f"; best {config.best_metric} {progress.best_metric:.4f}, at update {progress.best_step}"
     if progress.skipped_updates:

@@ -85,7 +85,7 @@ class Run:
             self.output.set_status(status, progress, self.tracker.wandb_run_id, reason)
         self.tracker.close()
         if status == "finished" and self.config.trains:
-            for line in closing_summary(self.config, progress, self.steps.total, self.tracker.elapsed):
+            for line in closing_summary(self.config, progress, self.steps, self.tracker.elapsed):
                 self.runtime.print(line)
         self.runtime.close()
 

@@ -1,0 +1,226 @@
+"""The edges of a run: what a resume finds, what an evaluation that fails leaves, what the same command does again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import lines, run_script, state
+from safetensors.torch import load_file
+
+from miniqwen.checkpoints.checkpoint import Progress, complete_checkpoints, remove_half_written, verify
+from miniqwen.config.training import TrainConfig
+from miniqwen.distributed.shards import gathered
+from miniqwen.errors import UserError
+from miniqwen.model.modeling_miniqwen import load_model
+from miniqwen.model.tokenization_miniqwen import load_tokenizer
+from miniqwen.training.output_folder import OutputFolder
+
+FLAGS = (
+    "--dataset_name both --block_size 32 --per_device_train_batch_size 2 --learning_rate 1e-2 --logging_steps 1 "
+    "--validation_blocks 8 --report_to none --eval_strategy steps --sample_prompts none"
+).split()
+
+
+def train(model: Path, mirror: Path, output: Path, *flags: object, status: int = 0) -> str:
+    given = ("--model_path", model, "--data_root", mirror, "--output_dir", output)
+    done = run_script("train_loop.py", *given, *FLAGS, *flags)
+    assert done.returncode == status, done.stderr
+    return done.stdout + done.stderr
+
+
+def names(output: Path) -> list[str]:
+    return sorted(path.name for path in output.glob("*checkpoint-*"))
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, mirror: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 8 updates, whose best one is not the last."""
+    output = tmp_path_factory.mktemp("edges") / "whole"
+    best = ("--metric_for_best_model", "eval_loss", "--greater_is_better", "True", "--load_best_model_at_end")
+    train(model, mirror, output, "--max_steps", 8, "--save_steps", 2, "--eval_steps", 2, *best)
+    assert state(output)["best_step"] == 2
+    return output
+
+
+BEST = "--load_best_model_at_end --greater_is_better True --resume_from_checkpoint".split()
+
+
+def test_a_best_checkpoint_in_another_folder_is_brought_along(
+    model: Path, mirror: Path, whole: Path, tmp_path: Path
+) -> None:
+    for name in (4, 2):  # 2 is the best one itself
+        output = tmp_path / str(name)
+        flags = ("--max_steps", 8, "--save_steps", 2, "--eval_steps", 2, *BEST, whole / f"checkpoint-{name}")
+        said = train(model, mirror, output, *flags)
+        assert "the best checkpoint so far was copied from" in said
+        assert load_file(output / "model.safetensors").keys() == load_file(whole / "model.safetensors").keys()
+        for key, value in load_file(whole / "model.safetensors").items():
+            assert torch.equal(load_file(output / "model.safetensors")[key], value)
+        verify(output / "checkpoint-2")
+
+
+def test_a_best_checkpoint_that_is_gone_is_told_before_training_and_the_final_model_is_whole(
+    model: Path, mirror: Path, whole: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole / "checkpoint-6", tmp_path / "copied" / "checkpoint-6")
+    output = tmp_path / "out"
+    flags = ("--max_steps", 8, "--save_steps", 2, "--eval_steps", 2, *BEST, tmp_path / "copied" / "checkpoint-6")
+    said = train(model, mirror, output, *flags)
+    told = said.index("the best is chosen among the evaluations from here on")
+    assert told < said.index("update 7/8")
+    assert load_file(output / "model.safetensors").keys() == load_file(whole / "model.safetensors").keys()
+    assert state(output)["best_step"] == 8
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside_and_never_counts_again(
+    model: Path, mirror: Path, whole: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(whole, output)
+    with (output / "checkpoint-8" / "model.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\x00\x01\x02\x03")
+    (output / "trainer_state.json").write_text(json.dumps({**state(output), "status": "failed"}))
+    flags = ("--max_steps", 8, "--save_steps", 1, "--eval_steps", 8, "--save_total_limit", 1, *BEST, "auto")
+    said = train(model, mirror, output, *flags)
+    assert "later checkpoints are kept as aside-checkpoint-8, and do not count" in said
+    assert names(output) == ["aside-checkpoint-8", "checkpoint-2", "checkpoint-8"], "the newest, the best, the damaged"
+    verify(output / "checkpoint-8")
+    assert state(output)["last_checkpoint"] == "checkpoint-8"
+
+
+def test_going_back_to_an_older_checkpoint_leaves_the_branch_for_good(
+    model: Path, mirror: Path, whole: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(whole, output)
+    flags = ("--save_steps", 1, "--eval_steps", 8, "--learning_rate", "2e-2")
+    train(model, mirror, output, *flags, "--max_steps", 5, "--resume_from_checkpoint", output / "checkpoint-4")
+    assert complete_checkpoints(output)[-1].name == "checkpoint-5"
+    assert {"aside-checkpoint-6", "aside-checkpoint-8"} <= set(names(output))
+    said = train(model, mirror, output, *flags, "--max_steps", 6, "--resume_from_checkpoint", "auto")
+    assert f"continuing from {output / 'checkpoint-5'}, update 5" in said
+    train(model, mirror, output, *flags, "--max_steps", 5, "--resume_from_checkpoint", output / "checkpoint-4")
+    assert [name for name in names(output) if name.startswith("aside")] == ["aside-checkpoint-5", "aside-checkpoint-6"]
+
+
+def test_a_run_that_stopped_early_repeats_nothing_and_says_why_it_ended(
+    model: Path, mirror: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    flags = ["--max_steps", 60, "--save_steps", 1, "--eval_steps", 2, "--early_stopping_patience", 2, *BEST, "auto"]
+    flags += ["--save_total_limit", 1]
+    train(model, mirror, output, *flags)
+    ended, told = state(output), lines(output)
+    assert (ended["status"], ended["step"], ended["best_step"]) == ("finished", 6, 2)
+    assert ended["reason"] == "stopped early: 2 evaluations without a better one (--early_stopping_patience)"
+    final = (output / "model.safetensors").read_bytes()
+    again = train(model, mirror, output, *flags)
+    assert "finished: 6 updates of 60, stopped early: 2 evaluations without a better one" in again
+    assert (state(output), lines(output)) == (ended, told)
+    assert (output / "model.safetensors").read_bytes() == final
+
+
+FAILING = """
+import sys
+sys.path.insert(0, {root!r})
+import train_loop
+from miniqwen.config.flags import parse
+from miniqwen.config.training import TrainConfig
+from miniqwen.training.preemption import StopRequest
+
+def evaluate(run):
+    raise RuntimeError("out of memory")
+
+train_loop.evaluate = evaluate
+config = parse(TrainConfig, program="", description="")
+train_loop.main(config, StopRequest(config))
+"""
+
+
+def test_what_is_due_is_saved_before_an_evaluation_that_may_fail_and_the_next_start_evaluates_it(
+    model: Path, mirror: Path, whole: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING.format(root=str(Path(__file__).parents[2])))
+    output = tmp_path / "out"
+    flags = ["--save_steps", 2, "--eval_steps", 2, "--max_steps", 8, *BEST, "auto"]
+    given = ["--model_path", model, "--data_root", mirror, "--output_dir", output, *FLAGS, *flags]
+    done = run_script(str(script), *given)
+    assert done.returncode == 1
+    assert "out of memory" in done.stderr
+    assert (state(output)["status"], names(output)) == ("failed", ["checkpoint-2"])
+    train(model, mirror, output, *flags)
+    evaluated = [(line["step"], line["eval_loss"]) for line in lines(output) if "eval_loss" in line]
+    assert evaluated == [(line["step"], line["eval_loss"]) for line in lines(whole) if "eval_loss" in line]
+    assert (output / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def opened(model: Path, folder: Path, **flags: Any) -> tuple[OutputFolder, torch.nn.Module]:
+    loaded = load_model(model)
+    config = TrainConfig(output_dir=str(folder), **flags)
+    folder.mkdir(exist_ok=True)
+    return OutputFolder(config, loaded, load_tokenizer(model), None, {}, 9), loaded
+
+
+def test_nothing_is_written_that_has_fewer_tensors_than_the_model(model: Path, tmp_path: Path) -> None:
+    output, loaded = opened(model, tmp_path / "out")
+    some = list(gathered(loaded, None))
+    for tensors in ([], some[1:]):
+        with pytest.raises(UserError, match=r"nothing was written: .* of the model's tensors are not there"):
+            output.write_final_model(iter(tensors), Progress(step=1))
+        with pytest.raises(UserError, match="nothing was written"):
+            output.save(Progress(step=1), iter(tensors), None)
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.suffix == ".safetensors"] == []
+    assert complete_checkpoints(tmp_path / "out") == []
+    output.write_final_model(iter(some), Progress(step=1))
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size == (model / "model.safetensors").stat().st_size
+
+
+def test_a_kill_between_the_two_renames_of_a_save_loses_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, loaded = opened(model, tmp_path / "out")
+    output.save(Progress(step=3, tokens=1), gathered(loaded, None), None)
+    rename = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if target.name == "checkpoint-3":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    monkeypatch.setattr("miniqwen.checkpoints.checkpoint.remove_half_written", lambda folder: None)  # killed, too
+    with pytest.raises(KeyboardInterrupt):
+        output.save(Progress(step=3, tokens=2), gathered(loaded, None), None)
+    assert complete_checkpoints(tmp_path / "out") == []
+    monkeypatch.undo()
+    remove_half_written(tmp_path / "out")
+    (found,) = complete_checkpoints(tmp_path / "out")
+    verify(found)
+    assert json.loads((found / "progress.json").read_text())["progress"]["tokens"] == 1
+
+
+def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_none_that_looks_whole(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, loaded = opened(model, tmp_path / "out", save_total_limit=1)
+    output.save(Progress(step=1), gathered(loaded, None), None)
+
+    def killed(path: Path, **options: Any) -> None:
+        if "gone" in path.name:
+            (path / "model.safetensors").unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("miniqwen.checkpoints.checkpoint.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        output.save(Progress(step=2), gathered(loaded, None), None)
+    monkeypatch.undo()
+    assert [path.name for path in complete_checkpoints(tmp_path / "out")] == ["checkpoint-2"]
+    remove_half_written(tmp_path / "out")
+    assert names(tmp_path / "out") == ["checkpoint-2"]
