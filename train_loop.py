@@ -18,7 +18,7 @@ check_python()
 
 from miniqwen.config.flags import parse
 from miniqwen.config.training import TrainConfig
-from miniqwen.errors import user_errors_exit_2
+from miniqwen.errors import leaves_at_once, user_errors_exit_2
 from miniqwen.questions.templates import template_flags
 from miniqwen.training.preemption import StopRequest
 
@@ -193,8 +193,10 @@ def main(config: TrainConfig, stop: StopRequest) -> None:
     run.close("preempted" if stopped else "finished", progress, reason)
     if stopped:
         raise Preempted(config.preempted_exit_code)
+    if run.tracker.failed:
+        raise SystemExit  # before its library fails once more, at the end of the process
 
 
 if __name__ == "__main__":
-    with user_errors_exit_2(), STOP.ends_cleanly():
+    with leaves_at_once(), user_errors_exit_2(), STOP.ends_cleanly():
         main(CONFIG, STOP)

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from types import FrameType
 
@@ -45,6 +46,27 @@ def user_errors_exit_2() -> Iterator[None]:
         for problem in error.problems:
             print(f"  * {problem}", file=sys.stderr)
         raise SystemExit(error.exit_status) from None
+
+
+@contextlib.contextmanager
+def leaves_at_once() -> Iterator[None]:
+    """Around a whole command: where it ends before its end, Python does not wait for threads that wait for a hub.
+
+    Nor for what libraries do at the end of a process: aborting it, with another status than was asked for.
+    """
+    try:
+        yield
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    else:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
+            stream.flush()
+    os._exit(code)
 
 
 def check_python() -> None:

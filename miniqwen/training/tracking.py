@@ -106,9 +106,12 @@ class Tracker:
     def __init__(
         self, config: TrainConfig, is_main: bool, step: int, total_steps: int, wandb_run_id: str | None
     ) -> None:
-        """Open the outlets, at `step` of `total_steps`; `wandb_run_id` continues a W&B run."""
+        """Open the outlets, at `step` of `total_steps`; `wandb_run_id` continues a W&B run.
+
+        `failed`: whether one of them was switched off.
+        """
         self.wandb_run_id = wandb_run_id
-        self._is_main = is_main
+        self._is_main, self.failed = is_main, False
         if not is_main:
             return
         folder = Path(config.output_dir or ".")
@@ -207,6 +210,7 @@ class Tracker:
             use(self._outlets[name])
         except Exception as error:
             del self._outlets[name]
+            self.failed = True
             why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             self.say(f"{name} fails and is switched off, the run and metrics.jsonl go on ({why})", file=sys.stderr)
 
