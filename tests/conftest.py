@@ -14,7 +14,25 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 
 import pytest
-from runs import article, commonsense_row, sciq_row, write_parquet
+from runs import SHARED, article, commonsense_row, sciq_row, warm_folder, write_parquet
+
+# Files of tests that together take more than half a minute, the longest first: begun last, one of them would keep a
+# worker long after the others have nothing left.
+LONGEST_FIRST = """
+test_backends test_train_loop test_preemption test_ending test_crash test_two_nodes test_parity test_launches test_hub
+test_eval_loop test_background test_data_order test_checkpoint test_hub_away
+""".split()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers of pytest-xdist share a warm Python, which starts while they do."""
+    if not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
+        os.environ[SHARED] = str(warm_folder())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(scope="session")

@@ -33,9 +33,14 @@ READ_AT_IMPORT = ("HF_", "OMP_", "PYTHON", "PATH")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "offline"}
 
 
+SHARED = "MINIQWEN_TESTS_WARM_PYTHON"  # its folder, where several workers of pytest have one together
+
+
 @functools.cache
 def warm_folder(**read_at_import: str) -> Path:
-    """Where a Python listens that has imported the libraries, and `python` runs scripts in copies of it."""
+    """Where a Python listens, soon, that imports the libraries, and `python` runs scripts in copies of it."""
+    if SHARED in os.environ and not read_at_import:
+        return Path(os.environ[SHARED])
     server, folder = str(ROOT / "tests" / "warm_start.py"), Path(tempfile.mkdtemp(prefix="warm_"))
     python = folder / "python"  # torchrun says -u
     begin = shlex.join([sys.executable, "-S", server, "run", str(folder / "socket")])
@@ -51,13 +56,14 @@ def warm_folder(**read_at_import: str) -> Path:
         shutil.rmtree(folder)
 
     atexit.register(end)
-    wait_until((folder / "socket").exists, process)
     return folder
 
 
 def warm_python(**read_at_import: str) -> str:
     """What runs scripts and modules of the project as Python does, without importing the libraries again."""
-    return str(warm_folder(**read_at_import) / "python")
+    folder = warm_folder(**read_at_import)
+    wait_until((folder / "socket").exists, seconds=120)
+    return str(folder / "python")
 
 
 def ranks_by(python: str) -> dict[str, str]:
