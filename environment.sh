@@ -34,6 +34,8 @@ make_environment() {
     fi
     if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'; then
       echo "error: the packages could not be installed (the lines above say why); start again to go on from here" >&2
+      echo "  without a network: pip download -d wheels -c constraints.txt '.[dev]' 'setuptools>=77' where there is one, and" >&2
+      echo "  here PIP_NO_INDEX=1 PIP_FIND_LINKS=/path/to/wheels before the same command; a mirror: PIP_INDEX_URL=..." >&2
       return 2
     fi
     echo "$wanted" > "$done_mark"
