@@ -27,8 +27,8 @@ make_environment() {
       return 2
     fi
     echo "== making the environment in .venv ($("$python" --version); a few minutes, once)"
-    if [ ! -x .venv/bin/python ] && ! "$python" -m venv .venv; then
-      rm -rf .venv
+    # also where it was left without pip: by an interrupt, or by another tool
+    if ! .venv/bin/python -m pip --version >/dev/null 2>&1 && ! "$python" -m venv .venv; then
       echo "error: $python cannot make an environment (the lines above say why; Debian and Ubuntu: apt install python3-venv)" >&2
       return 2
     fi
