@@ -27,13 +27,15 @@ make_environment() {
       return 2
     fi
     echo "== making the environment in .venv ($("$python" --version); a few minutes, once)"
-    if [ ! -x .venv/bin/python ] && ! "$python" -m venv .venv; then
-      rm -rf .venv
+    # also where it was left without pip: by an interrupt, or by another tool
+    if ! .venv/bin/python -m pip --version >/dev/null 2>&1 && ! "$python" -m venv .venv; then
       echo "error: $python cannot make an environment (the lines above say why; Debian and Ubuntu: apt install python3-venv)" >&2
       return 2
     fi
     if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'; then
       echo "error: the packages could not be installed (the lines above say why); start again to go on from here" >&2
+      echo "  without a network: pip download -d wheels -c constraints.txt '.[dev]' 'setuptools>=77' where there is one, and" >&2
+      echo "  here PIP_NO_INDEX=1 PIP_FIND_LINKS=/path/to/wheels before the same command; a mirror: PIP_INDEX_URL=..." >&2
       return 2
     fi
     echo "$wanted" > "$done_mark"

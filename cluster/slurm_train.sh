@@ -43,7 +43,7 @@ stop() {
 trap stop USR1 TERM
 
 srun --kill-on-bad-exit=1 bash -c '
-  exec accelerate launch --config_file "$ACCELERATE_FILE" --num_machines "$SLURM_NNODES" \
+  exec accelerate launch -q --config_file "$ACCELERATE_FILE" --num_machines "$SLURM_NNODES" \
     --num_processes "$((SLURM_NNODES * GPUS_OR_ONE))" --machine_rank "$SLURM_NODEID" \
     --main_process_ip "$MAIN_NODE" --main_process_port "$((20000 + SLURM_JOB_ID % 10000))" \
     train_loop.py "$@"' bash "$@" --resume_from_checkpoint auto --preempted_exit_code 85 &

@@ -72,8 +72,9 @@ def how_far(folder: str | Path) -> str:
     state = run_state(Path(folder))
     if state is None:
         return ""
-    step, total, reason = state.get("step"), state.get("max_steps"), state.get("reason")
-    return f"{state['status']} at update {step}" + (f" of {total}" if total else "") + (f": {reason}" if reason else "")
+    step, total, reason = (state.get(name) for name in ("step", "max_steps", "reason"))
+    at = "" if step is None else f" at update {step}" + (f" of {total}" if total else "")
+    return f"{state['status']}{at}" + (f": {reason}" if reason else "")
 
 
 def _unfinished(folder: Path, state: Mapping[str, Any]) -> str:
