@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from faulty_hub import Fault, FaultyHub
-from runs import article, run_script, write_parquet
+from runs import article, command, run_script, running, state, wait_for_updates, wait_until, write_parquet
 from safetensors.torch import load_file
 
 PRETRAIN = (
@@ -66,6 +68,26 @@ def test_a_hub_that_leaves_in_mid_training_costs_nothing_but_time(
     assert json.loads((broken / "trainer_state.json").read_text())["status"] == "finished"
     for name, value in weights(whole).items():
         torch.testing.assert_close(weights(broken)[name], value, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_stop_while_the_hub_is_away_saves_and_leaves_at_once_with_the_status_that_was_asked_for(
+    root: Path, model: Path, tmp_path: Path, workers: int
+) -> None:
+    output = tmp_path / "run"
+    with FaultyHub(root) as hub:
+        flags = ("--preprocessing_num_workers", workers, "--preempted_exit_code", 3, "--gradient_accumulation_steps", 2)
+        words = command("--model_path", model, "--output_dir", output, *PRETRAIN, *flags, launcher=[sys.executable])
+        online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+        with running(words, tmp_path / "log", **online) as process:
+            wait_for_updates(process, output, 1)
+            hub.faults = [Fault("status 503", ".*", times=1_000_000)]
+            wait_until(lambda: "trying again" in (tmp_path / "log").read_text(), process)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) == 3, (tmp_path / "log").read_text()
+    ended = state(output)
+    assert (ended["status"], ended["reason"]) == ("preempted", "SIGTERM was received")
+    assert (output / f"checkpoint-{ended['step']}" / "manifest.json").exists()
 
 
 def test_whichever_rank_leaves_first_has_status_75_when_the_hub_is_away_at_the_start(
