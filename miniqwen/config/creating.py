@@ -20,14 +20,15 @@ class CreateConfig(DataFlags):
         "both",
         "text to train the tokenizer on: wikipedia, arxiv, both, a hub id or a local file or folder",
         group="data",
+        path=True,
     )
-    output_dir: str | None = flag(None, "folder for the new model", group="output", required=True)
+    output_dir: str | None = flag(None, "folder for the new model", group="output", path=True, required=True)
     overwrite_output_dir: bool = flag(False, "replace a model that is already there", group="output")
     hints: bool = flag(True, "say which command comes next", group="output")
     size: str = flag("tiny", "model size", group="model", choices=("tiny", "small", "medium", "base", "large"))
     vocab_size: int | None = flag(None, "tokenizer vocabulary (default 8192 for tiny)", group="model")
     from_pretrained: str | None = flag(
-        None, "import a Qwen3 (or Qwen2/2.5) checkpoint: folder or hub id", group="model"
+        None, "import a Qwen3 (or Qwen2/2.5) checkpoint: folder or hub id", group="model", path=True
     )
     tokenizer_megabytes: float = flag(50.0, "megabytes of text to train the tokenizer on", group="model")
     seed: int = flag(42, "seed of the weights", group="model")

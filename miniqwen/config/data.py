@@ -25,16 +25,18 @@ class DataFlags(Flags):
 
     dataset_name: str | None = flag(
         None, "wikipedia, arxiv, both, sciq, commonsenseqa, a hub id (OWNER/NAME), or a local file or folder "
-        "(.parquet, .jsonl, .json, .csv, .txt; also .gz)", group="data", required=True)  # fmt: skip
+        "(.parquet, .jsonl, .json, .csv, .txt; also .gz)", group="data", path=True, required=True)  # fmt: skip
     dataset_config_name: str | None = flag(None, "configuration (subset) of a hub data set", group="data")
     wikipedia_version: str | None = flag(
         None, "Wikipedia dump as DATE.LANGUAGE; one that is no longer served is replaced by the newest of that "
         f"language, and the run says so (default: {USUAL_DUMP} where it is served, else the newest English one)",
         group="data")  # fmt: skip
     data_root: str | None = flag(
-        None, "folder laid out like the hub (DIR/OWNER/NAME/...), used instead of it", group="data"
+        None, "folder laid out like the hub (DIR/OWNER/NAME/...), used instead of it", group="data", path=True
     )
-    cache_dir: str | None = flag(None, "where downloads are kept (default: the Hugging Face cache)", group="data")
+    cache_dir: str | None = flag(
+        None, "where downloads are kept (default: the Hugging Face cache)", group="data", path=True
+    )
     hub_timeout: float = flag(
         HUB_TIMEOUT, "seconds to wait, at one place, for a hub that does not answer; then the run saves, and ends with "
         "status 75", group="data")  # fmt: skip

@@ -24,17 +24,20 @@ class EvalConfig(DataFlags):
 
     dataset_name: str | None = flag(
         None, "sciq, commonsenseqa, both, a hub id (OWNER/NAME), or a local file or folder (.parquet, .jsonl, .json, "
-        ".csv; also .gz)", group="data")  # fmt: skip
+        ".csv; also .gz)", group="data", path=True)  # fmt: skip
     model_path: str | None = flag(
-        None, "folder of the model to evaluate: MiniQwen's, or any causal language model of transformers", group="model"
+        None,
+        "folder of the model to evaluate: MiniQwen's, or any causal language model of transformers",
+        group="model",
+        path=True,
     )
-    output_dir: str | None = flag(None, "where <dataset>.json is written", group="output")
+    output_dir: str | None = flag(None, "where <dataset>.json is written", group="output", path=True)
     overwrite_output_dir: bool = flag(
         False, "replace the results of another evaluation that are in --output_dir", group="output"
     )
     compare: tuple[str, ...] = flag(
         (), "two files of results, A.json B.json, of the same questions: which model is better, and what changed; "
-        "needs no other flag", group="output")  # fmt: skip
+        "needs no other flag", group="output", path=True)  # fmt: skip
     split: str | None = flag(
         None, "split to evaluate (default: SciQ test, CommonsenseQA validation, else test); one without answers gets a "
         "file of predictions", group="data")  # fmt: skip

@@ -48,15 +48,17 @@ def flag(
     least: int | None = None,
     verbatim: bool = False,
     positional: bool = False,
+    path: bool = False,
 ) -> Any:
     """A dataclass field with what the command line needs to know of it.
 
     `least`: the smallest value it may have; `verbatim`: a list of texts, not of words; `positional`: a list of what
-    belongs to no flag.
+    belongs to no flag; `path`: may be one, in which `~` is the user's folder, as in `--output_dir=~/run` or in YAML,
+    where no shell has seen it.
     """
     known = {
         "help": help, "group": group, "choices": choices, "aliases": aliases, "required": required, "least": least,
-        "verbatim": verbatim or positional, "positional": positional,
+        "verbatim": verbatim or positional, "positional": positional, "path": path,
     }  # fmt: skip
     return field(default=default, metadata=known)
 
@@ -105,6 +107,8 @@ def parse(
         try:
             known = fields[name].metadata
             values[name] = _convert(value, hints[name], known["choices"], known["verbatim"])
+            if known["path"]:
+                values[name] = _at_home(values[name])
         except ValueError as error:
             problems.append(f"--{name}: {error}")
     problems += [
@@ -163,7 +167,7 @@ def _read_yaml(path: str | None, fields: Mapping[str, dataclasses.Field[Any]]) -
     if path is None:
         return {}, []
     try:
-        read = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        read = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         return {}, [f"--config {path}: {error.strerror}"]
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -181,6 +185,16 @@ def _read_yaml(path: str | None, fields: Mapping[str, dataclasses.Field[Any]]) -
         elif name != RECORDED:
             problems.append(f"--config {path}: {_unknown(f'--{name}', fields)}")
     return values, problems
+
+
+def _at_home(value: Any) -> Any:
+    """A path, or several, with `~` or `~user` replaced by a folder; `ValueError` where there is none."""
+    if isinstance(value, tuple):
+        return tuple(map(_at_home, value))
+    try:
+        return str(Path(value).expanduser()) if value and value.startswith("~") else value
+    except RuntimeError as error:
+        raise ValueError(f"{value}: {error}") from None
 
 
 def _positional(unknown: list[str]) -> list[str]:

@@ -20,7 +20,7 @@ class GenerateConfig(Flags):
         (), "texts to go on with or questions to answer, each in quotes; none: a dialogue, line by line",
         group="model", positional=True)  # fmt: skip
     model_path: str | None = flag(
-        None, "folder of the model: MiniQwen's, or any causal language model of transformers", group="model",
+        None, "folder of the model: MiniQwen's, or any causal language model of transformers", group="model", path=True,
         required=True)  # fmt: skip
     max_new_tokens: int = flag(64, "most tokens to write behind a prompt", group="generation", least=1)
     temperature: float = flag(0.0, "of sampling; 0: always the most likely token", group="generation")

@@ -17,7 +17,7 @@ class LaunchFlags(Flags):
 
     deepspeed: str | None = flag(
         None, "DeepSpeed JSON with ZeRO settings (ds_configs/ has some), where no Accelerate file asks for ZeRO",
-        group="launch")  # fmt: skip
+        group="launch", path=True)  # fmt: skip
     fsdp: str | None = flag(
         None, "FSDP2, where no Accelerate file asks for it: full_shard, or shard_grad_op (parameters stay gathered "
         "until the backward pass); with offload, parameters rest on the CPU", group="launch")  # fmt: skip

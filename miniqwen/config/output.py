@@ -27,13 +27,13 @@ LEFT_BY_A_RUN = (
 class OutputFlags(TaskFlags):
     """The output folder, what is continued in it, and the trackers."""
 
-    output_dir: str | None = flag(None, "where the run is written", group="output", required=True)
+    output_dir: str | None = flag(None, "where the run is written", group="output", path=True, required=True)
     overwrite_output_dir: bool = flag(
         False, "delete what an earlier run left in --output_dir, and start afresh", group="output"
     )
     resume_from_checkpoint: str = flag(
         "none", "auto: continue from the newest complete checkpoint in --output_dir; a checkpoint's path; or none",
-        group="output")  # fmt: skip
+        group="output", path=True)  # fmt: skip
 
     hints: bool = flag(True, "say at the end which command comes next", group="output")
 

@@ -22,16 +22,16 @@ class PrepareConfig(Flags):
     sciq: bool = flag(False, "prepare SciQ", group="what")
     commonsenseqa: bool = flag(False, "prepare CommonsenseQA", group="what")
     all: bool = flag(False, "prepare all four", group="what")
-    demo: str | None = flag(None, "write the generated demo mirror to this folder instead", group="what")
+    demo: str | None = flag(None, "write the generated demo mirror to this folder instead", group="what", path=True)
     download: str | None = flag(
-        None, "copy the files of the chosen data sets to this folder, for --data_root", group="how"
+        None, "copy the files of the chosen data sets to this folder, for --data_root", group="how", path=True
     )
     tokenize: str | None = flag(
-        None, "tokenize the training text into this folder, for train_loop.py --token_cache", group="how"
+        None, "tokenize the training text into this folder, for train_loop.py --token_cache", group="how", path=True
     )
-    model_path: str | None = flag(None, "folder of the model whose tokenizer --tokenize uses", group="how")
+    model_path: str | None = flag(None, "folder of the model whose tokenizer --tokenize uses", group="how", path=True)
     dataset_name: str | None = flag(
-        None, "text of your own to prepare: a hub id (OWNER/NAME), or a local file or folder", group="what"
+        None, "text of your own to prepare: a hub id (OWNER/NAME), or a local file or folder", group="what", path=True
     )
     dataset_config_name: str | None = flag(None, "configuration (subset) of --dataset_name", group="what")
     text_column: str | None = flag(None, "column with the text of --dataset_name (default: text)", group="what")
@@ -44,8 +44,10 @@ class PrepareConfig(Flags):
     wikipedia_version: str | None = flag(
         None, f"Wikipedia dump as DATE.LANGUAGE (default: {USUAL_DUMP}, else the newest English one)", group="how"
     )
-    data_root: str | None = flag(None, "check a mirror instead of the hub", group="how")
-    cache_dir: str | None = flag(None, "where downloads are kept (default: the Hugging Face cache)", group="how")
+    data_root: str | None = flag(None, "check a mirror instead of the hub", group="how", path=True)
+    cache_dir: str | None = flag(
+        None, "where downloads are kept (default: the Hugging Face cache)", group="how", path=True
+    )
     hub_timeout: float = flag(HUB_TIMEOUT, "seconds to wait, at one place, for a hub that does not answer", group="how")
     hints: bool = flag(True, "say which command comes next", group="how")
     num_samples: int = flag(2, "rows to show of each data set", group="how")

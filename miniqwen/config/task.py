@@ -17,7 +17,7 @@ from miniqwen.config.models import model_problems
 class TaskFlags(DataFlags):
     """The model to train, and how its data is read."""
 
-    model_path: str | None = flag(None, "folder of the model to start from", group="model", required=True)
+    model_path: str | None = flag(None, "folder of the model to start from", group="model", path=True, required=True)
     task: str | None = flag(
         None, "pretrain (text) or finetune (questions); follows from the data sets the project knows", group="data",
         choices=("pretrain", "finetune"))  # fmt: skip
@@ -39,7 +39,7 @@ class TaskFlags(DataFlags):
     )
     token_cache: str | None = flag(
         None, "folder that `prepare_datasets.py --tokenize` wrote, read instead of the text: same blocks, same cursors",
-        group="data")  # fmt: skip
+        group="data", path=True)  # fmt: skip
     on_bad_data: str = flag(
         "error", "text that cannot be read (a broken page, gzip stream, line or UTF-8; a row that is no text): stop, "
         "with a checkpoint, or skip the whole unit (row group, slice, gzipped file; or that row), counted and told",

@@ -303,3 +303,19 @@ def test_help_and_mistakes_answer_at_once_and_import_nothing_heavy(script: str) 
     assert wrong.returncode == 2
     assert "--nonsense: no such flag" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+def test_a_path_may_begin_at_home_on_the_command_line_and_in_a_file_and_no_text_does(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert model == tmp_path / "model"
+    (tmp_path / "run.yaml").write_text("model_path: ~/model\nsample_prompts: [~/a text]\n")
+    flags = "--config ~/run.yaml --dataset_name both --max_steps 2 --block_size 32 --output_dir=~/a//run".split()
+    config = parse(TrainConfig, flags, program="", description="")
+    assert (config.model_path, config.output_dir) == (f"{tmp_path}/model", f"{tmp_path}/a/run")
+    assert config.sample_prompts == ("~/a text",)
+    with pytest.raises(UserError, match="--output_dir: ~nobody-here/x"):
+        parse(TrainConfig, [*flags, "--output_dir", "~nobody-here/x"], program="", description="")
+    there = parse(PrepareConfig, ["--sciq", "--download=~/mirror"], program="", description="")
+    assert there.download == f"{tmp_path}/mirror"
