@@ -162,11 +162,14 @@ def test_a_dialogue_on_a_terminal_ends_with_control_d(asked: Path) -> None:
         words, cwd=ROOT, env=os.environ | OFFLINE | {"TERM": "dumb"}, stdin=inside, stdout=inside, stderr=inside
     ) as run:
         os.close(inside)
-        screen = b""
-        for expected_mark, typed in ((b"> ", b"stone\n"), (b"reached)", b""), (b"> ", b"\x04")):
-            before = len(screen)
-            while expected_mark not in screen[before:]:
-                screen += os.read(terminal, 1000)
+        screen, seen = b"", 0
+        for mark, typed in ((b"> ", b"stone\n"), (b"reached)", b""), (b"> ", b"\x04")):
+            while mark not in screen[seen:]:
+                try:
+                    screen += os.read(terminal, 1000)
+                except OSError:  # the other side is closed
+                    raise AssertionError(screen.decode()) from None
+            seen = screen.index(mark, seen) + len(mark)
             os.write(terminal, typed)
         assert run.wait(timeout=60) == 0
     os.close(terminal)

@@ -34,6 +34,16 @@ def launcher_problems(env: Mapping[str, str], precision: str) -> list[str]:
             "file, or with one of distributed_type NO or MULTI_CPU: add --config_file accelerate_configs/ddp.yaml (or "
             "--num_processes 1, and unset MASTER_ADDR)"
         )
+    if env.get("WORLD_SIZE", "1") != "1" and not {"RANK", "LOCAL_RANK"} & set(env):
+        problems.append(
+            f"WORLD_SIZE is {env['WORLD_SIZE']} in the environment, and no launcher has said which process this is: "
+            "start with torchrun or accelerate launch, or unset WORLD_SIZE"
+        )
+    if alone and env.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        problems.append(
+            f"srun has started {env['SLURM_STEP_NUM_TASKS']} tasks of this, and none knows of the others: start one "
+            "launcher a node, as cluster/slurm_train.sh does (or `srun -n1`)"
+        )
     asked = env.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked not in ("no", precision):
         problems.append(

@@ -38,7 +38,7 @@ class Partner:
         self._config = config
         self._tokenizer = load_tokenizer(folder)
         self._template = Template.load(folder) if Path(folder, TEMPLATE_FILE).exists() else None
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         self._model = load_causal_model(folder).to(self.device).eval()
         check_vocabulary(self._model, self._tokenizer, folder)
         self._positions = model_positions(self._model.config)

@@ -40,7 +40,7 @@ def failures_told(
                 output.wait()
     except BaseException as error:
         if output and not isinstance(error, Interrupted):
-            with contextlib.suppress(OSError):  # it came too late to be the reason
+            with contextlib.suppress(UserError):  # it came too late to be the reason
                 output.wait()
         try:  # first what is looked for later; trackers may take their time, or fail
             _note_failure(error, config, runtime, stop)

@@ -7,6 +7,7 @@ one is deleted; the final model appears whole. Costs: see checkpoint.py.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -57,7 +58,10 @@ def open_output_dir(config: TrainConfig) -> dict[str, Any]:
         for pattern in LEFT_BY_A_RUN:
             for path in folder.glob(pattern):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: cannot be made ({error.strerror})") from None
     remove_half_written(folder)
     chosen = checkpoint_to_resume(config)
     if chosen is None:
@@ -135,14 +139,15 @@ class OutputFolder:
         """Write a checkpoint, move the pointer to it, and delete the oldest beyond `--save_total_limit`.
 
         `tensors`: see `write_checkpoint`. With --async_save the writing goes on in the background, and so do the
-        pointer and the deleting, in this order. Raises `OSError`, also of the save before that went on so.
+        pointer and the deleting, in this order. Raises `UserError`, also of the save before that went on so.
         """
         self.wait()
-        if self._config.async_save:
-            copies = self._background.copied(tensors)
-            self._background.start(lambda: self._save(progress, copies, wandb_run_id))
-        else:
-            self._save(progress, tensors, wandb_run_id)
+        with self._writable():
+            if self._config.async_save:
+                copies = self._background.copied(tensors)
+                self._background.start(lambda: self._save(progress, copies, wandb_run_id))
+            else:
+                self._save(progress, tensors, wandb_run_id)
 
     def note_evaluation(self, progress: Progress, wandb_run_id: str | None) -> bool:
         """Note what an evaluation brought at an update that was saved before it; no tensor is written again.
@@ -159,7 +164,22 @@ class OutputFolder:
 
     def wait(self) -> None:
         """Until nothing is written in the background any more; raises what went wrong there."""
-        self._background.wait()
+        with self._writable():
+            self._background.wait()
+
+    @contextlib.contextmanager
+    def _writable(self) -> Iterator[None]:
+        """Around what is written: a full disk, or a folder that may not be written to, is one screen."""
+        try:
+            yield
+        except OSError as error:
+            free = shutil.disk_usage(self.folder).free / 1e9
+            problem = UserError(
+                f"{self.folder}: {error} ({free:,.2f} GB are free there); what was saved before is whole, and the same "
+                "command with --resume_from_checkpoint auto goes on from it"
+            )
+            problem.exit_status = 1  # no mistake in the command
+            raise problem from None
 
     def _save(self, progress: Progress, tensors: Iterable[tuple[str, torch.Tensor]], wandb_run_id: str | None) -> None:
         write_checkpoint(
@@ -178,6 +198,10 @@ class OutputFolder:
         `tensors` are the last model's, ("model.NAME", weight).
         """
         self.wait()
+        with self._writable():
+            return self._write_final_model(tensors, progress)
+
+    def _write_final_model(self, tensors: Iterable[tuple[str, torch.Tensor]], progress: Progress) -> str:
         chosen = "the last model"
         if self._config.load_best_model_at_end and progress.best_step is not None:
             stored = StoredTensors(self.folder / f"checkpoint-{progress.best_step}", "model")

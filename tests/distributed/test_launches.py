@@ -13,6 +13,7 @@ from runs import ROOT, metrics, needs_compiler, run_script
 
 from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.backends import DDP, FSDP2, SINGLE, ZERO, asked_backend
+from miniqwen.distributed.launches import launcher_problems
 from miniqwen.errors import UserError
 
 CONFIG = TrainConfig(per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=1e-3)
@@ -221,3 +222,20 @@ def test_the_deepspeed_launcher_and_plain_python_run_zero(given: list[str], tmp_
         "--output_dir", tmp_path / "two", *zero,
     )  # fmt: skip
     assert "ZeRO-2 over 2 processes on 1 node" in done.stdout, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"WORLD_SIZE": "4"}, "WORLD_SIZE is 4 in the environment, and no launcher has said which process this is"),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1"}, "srun has started 4 tasks of this, and none knows"),
+        ({"WORLD_SIZE": "1"}, None),
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4"}, None),
+        ({"SLURM_STEP_NUM_TASKS": "4", **TWO}, None),  # under a launcher under srun
+    ],
+)
+def test_processes_that_nothing_has_introduced_to_each_other_are_found(
+    environment: dict[str, str], told: str | None
+) -> None:
+    found = launcher_problems(environment, "no")
+    assert (told is None and found == []) or (told is not None and told in found[0])
