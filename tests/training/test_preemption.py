@@ -166,7 +166,7 @@ def test_whatever_stops_a_run_it_saves_says_why_and_goes_on_to_the_same_weights(
     reached = 0
     for way in (signal.SIGINT, signal.SIGUSR1, "STOP", "max_time"):
         # so short a time is over before the loop begins: nothing is made, nothing lost
-        time_flag = ["--max_time", "0:01"] if way == "max_time" else []
+        time_flag = ["--max_time", "0.01"] if way == "max_time" else []
         with running(command(*given, *time_flag), log) as process:
             if isinstance(way, signal.Signals):
                 wait_for_updates(process, output)
