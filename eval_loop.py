@@ -19,7 +19,7 @@ from miniqwen.errors import UserError, interrupts_end, user_errors_exit_2
 from miniqwen.questions.templates import TEMPLATE_FILE, Template, template_flags
 
 if __name__ == "__main__":
-    interrupts_end("what was answered is kept, and the same command goes on from here")
+    IMPORTED = interrupts_end("what was answered is kept, and the same command goes on from here")
     with user_errors_exit_2():
         CONFIG = parse(
             EvalConfig,
@@ -243,5 +243,6 @@ def errors_told() -> Any:
 
 
 if __name__ == "__main__":
+    IMPORTED()
     with user_errors_exit_2():
         main(CONFIG)

@@ -21,7 +21,7 @@ from miniqwen.config.preparing import PrepareConfig
 from miniqwen.errors import interrupts_end, user_errors_exit_2
 
 if __name__ == "__main__":
-    interrupts_end("complete files are kept, and the same command goes on")
+    IMPORTED = interrupts_end("complete files are kept, and the same command goes on")
     with user_errors_exit_2():  # before the heavy imports, so that --help and mistakes answer at once
         CONFIG = parse(
             PrepareConfig, program="prepare_datasets.py", description="Check, download or generate data sets."
@@ -202,5 +202,6 @@ def main(config: PrepareConfig) -> None:
 
 
 if __name__ == "__main__":
+    IMPORTED()
     with user_errors_exit_2():
         main(CONFIG)

@@ -30,7 +30,7 @@ if __name__ == "__main__":
             description="Pretrain or fine-tune a MiniQwen model.",
             checks=[template_flags],
         )
-    STOP = StopRequest(CONFIG)  # before the heavy imports too: no signal is lost
+    STOP = StopRequest(CONFIG, importing=True)  # before the heavy imports too: no signal is lost
 
 from dataclasses import replace
 from time import perf_counter
@@ -198,5 +198,6 @@ def main(config: TrainConfig, stop: StopRequest) -> None:
 
 
 if __name__ == "__main__":
+    STOP.imported()
     with leaves_at_once(), user_errors_exit_2(), STOP.ends_cleanly():
         main(CONFIG, STOP)

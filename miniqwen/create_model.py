@@ -15,7 +15,7 @@ from miniqwen.config.flags import parse
 from miniqwen.errors import interrupts_end, user_errors_exit_2
 
 if __name__ == "__main__":
-    interrupts_end("no model was written")
+    IMPORTED = interrupts_end("no model was written")
     with user_errors_exit_2():
         CONFIG = parse(
             CreateConfig,
@@ -82,5 +82,6 @@ def next_command(config: CreateConfig, positions: int) -> str:
 
 
 if __name__ == "__main__":
+    IMPORTED()
     with user_errors_exit_2():
         main(CONFIG)

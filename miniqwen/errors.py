@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 PACKAGES = ("yaml", "pydantic", "numpy", "torch", "transformers", "accelerate", "datasets", "tqdm", "regex")
@@ -88,14 +88,15 @@ def check_python() -> None:
     raise SystemExit(2)
 
 
-def interrupts_end(what_remains: str) -> None:
+def interrupts_end(what_remains: str) -> Callable[[], None]:
     """From now on Ctrl-C and SIGTERM end this process with one line and status 130 or 143, also during imports.
 
-    The line comes at once. What was begun is cleaned up when the main thread comes back from a call into a library; a
-    second signal does not wait for that.
+    The line comes at once. Until what is returned is called, behind the imports, the process ends on the spot:
+    libraries that are being imported swallow exceptions. Later, what was begun is cleaned up when the main thread comes
+    back from a call into a library; a second signal does not wait for that.
     """
     numbers, heard = (signal.SIGINT, signal.SIGTERM), heard_signals()
-    told, ending = threading.Event(), threading.Event()
+    told, ending, imported = threading.Event(), threading.Event(), threading.Event()
 
     def answer() -> None:
         first: float | None = None
@@ -114,11 +115,14 @@ def interrupts_end(what_remains: str) -> None:
         if not ending.is_set():  # again, it would interrupt the way out
             ending.set()
             told.wait(1.0)
+            if not imported.is_set():
+                os._exit(128 + number)
             raise SystemExit(128 + number)
 
     for number in numbers:
         signal.signal(number, end)
     threading.Thread(target=answer, daemon=True).start()
+    return imported.set
 
 
 def heard_signals() -> Iterator[int]:

@@ -16,7 +16,7 @@ from miniqwen.config.generating import GenerateConfig
 from miniqwen.errors import interrupts_end, user_errors_exit_2
 
 if __name__ == "__main__":
-    interrupts_end("the answer ends here")
+    IMPORTED = interrupts_end("the answer ends here")
     with user_errors_exit_2():
         CONFIG = parse(
             GenerateConfig,
@@ -114,5 +114,6 @@ def answer(partner: Partner, turns: list[dict[str, str]], echo: bool = True) -> 
 
 
 if __name__ == "__main__":
+    IMPORTED()
     with user_errors_exit_2():
         main(CONFIG)

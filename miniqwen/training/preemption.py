@@ -56,8 +56,12 @@ class Interrupted(SystemExit):
 class StopRequest:
     """Whether this process was asked to end the run, and by what (`reason`)."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        """From now on signals are caught, and the time of `--max_time` runs."""
+    def __init__(self, config: TrainConfig, importing: bool = False) -> None:
+        """From now on signals are caught, and the time of `--max_time` runs.
+
+        `importing`: until `imported` is called, a signal ends the process on the spot: libraries that are just being
+        imported swallow exceptions, or turn them into others.
+        """
         self.reason: str | None = None
         self.data_error: UserError | None = None
         self.exit_code = config.preempted_exit_code
@@ -66,6 +70,7 @@ class StopRequest:
         self._looks = os.environ.get("RANK", "0") == "0"  # for the file: one process is enough
         self._last_look, self._polled = 0.0, False
         self._first_signal: float | None = None
+        self._importing = importing
         self._acknowledged = threading.Event()
         # a closed terminal ends a run as any other signal does, unless it was started to outlive it (nohup)
         outlives = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -138,8 +143,14 @@ class StopRequest:
 
     def _ask(self, reason: str) -> None:
         first, self.reason = self.reason is None, self.reason or reason
+        if first and self._importing:
+            os._exit(self.exit_code)
         if first and not self._polled:
             raise Preempted(self.exit_code)
+
+    def imported(self) -> None:
+        """The libraries are there: from now on a signal unwinds what was begun."""
+        self._importing = False
 
     def _answer(self, heard: Iterable[int]) -> None:
         """In a thread: say at once what a signal does, and end the run where the main thread cannot."""
