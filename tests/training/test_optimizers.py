@@ -13,7 +13,14 @@ from miniqwen.config.schedule import SCHEDULES
 from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.shards import gathered, restore_optimizer
 from miniqwen.errors import UserError
-from miniqwen.training.optimizers import make_optimizer, make_schedule, parameter_groups, set_learning_rate
+from miniqwen.training.optimizers import (
+    Muon,
+    make_optimizer,
+    make_schedule,
+    orthogonal,
+    parameter_groups,
+    set_learning_rate,
+)
 
 CONFIG = TrainConfig(learning_rate=1e-2, weight_decay=0.1, min_lr_ratio=0.1)
 
@@ -75,7 +82,7 @@ def test_matrices_decay_and_muon_takes_those_of_the_layers_only() -> None:
     }
 
 
-def test_muon_with_adamw_steps_as_torchs_two_optimizers_do() -> None:
+def test_muon_with_adamw_steps_as_two_optimizers_do() -> None:
     ours, theirs = Tiny(), Tiny()
     config = dataclasses.replace(CONFIG, optim="muon")
     optimizer = make_optimizer(ours, config)
@@ -83,7 +90,7 @@ def test_muon_with_adamw_steps_as_torchs_two_optimizers_do() -> None:
     matrices = [layer.weight for layer in theirs.layers]
     rest = [p for p in theirs.parameters() if all(p is not matrix for matrix in matrices)]
     expected = [
-        torch.optim.Muon(matrices, lr=1e-2, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr=1e-2, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW([p for p in rest if p.ndim >= 2], lr=1e-2, weight_decay=0.1),
         torch.optim.AdamW([p for p in rest if p.ndim < 2], lr=1e-2, weight_decay=0.0),
     ]
@@ -97,6 +104,28 @@ def test_muon_with_adamw_steps_as_torchs_two_optimizers_do() -> None:
             part.zero_grad()
     for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (24, 64), (64, 24), (1, 5)])
+def test_a_step_of_muon_goes_where_torchs_does_and_float32_takes_it_more_exactly(shape: tuple[int, int]) -> None:
+    """Both against the same iteration in float64."""
+    group = {"ns_coefficients": (3.4445, -4.775, 2.0315), "eps": 1e-7, "ns_steps": 5}
+    torch.manual_seed(0)
+    matrix = torch.randn(shape)
+    exact = orthogonal(matrix.double(), group)
+    singular = torch.linalg.svdvals(exact)
+    assert singular.min() > 0.3
+    assert singular.max() < 1.3
+    torch.testing.assert_close(orthogonal(matrix, group).double(), exact, rtol=0, atol=2e-5)
+    moved = {}
+    for kind in (torch.optim.Muon, Muon):
+        parameter = torch.nn.Parameter(torch.zeros(shape))
+        parameter.grad = matrix.clone()
+        kind([parameter], lr=1.0, weight_decay=0.0, adjust_lr_fn="match_rms_adamw").step()
+        moved[kind] = parameter.detach().double() / (-0.2 * max(shape) ** 0.5)
+    ours, theirs = ((moved[kind] - exact).norm() / exact.norm() for kind in (Muon, torch.optim.Muon))
+    assert ours < 1e-4
+    assert ours < theirs < 5e-2
 
 
 def state_by_name(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
