@@ -158,8 +158,10 @@ class OutputFolder:
         checkpoint = self.folder / f"checkpoint-{progress.step}"
         if not checkpoint.is_dir():
             return False
-        note_evaluation(checkpoint, progress)
-        self.set_status("running", progress, wandb_run_id)
+        with self._writable():
+            note_evaluation(checkpoint, progress)
+            self.set_status("running", progress, wandb_run_id)
+            self._prune(progress)  # another one may be the best now
         return True
 
     def wait(self) -> None:
@@ -187,6 +189,10 @@ class OutputFolder:
             lambda folder: self._describe(folder, torch.float32),
         )  # fmt: skip
         self.set_status("running", progress, wandb_run_id)
+        self._prune(progress)
+
+    def _prune(self, progress: Progress) -> None:
+        """Delete the oldest checkpoints beyond `--save_total_limit`, but not the best one."""
         limit = self._config.save_total_limit
         for path in complete_checkpoints(self.folder)[: -limit if limit else 0]:
             if path.name != f"checkpoint-{progress.best_step}":

@@ -124,7 +124,8 @@ def test_a_run_whose_terminal_is_closed_saves_and_goes_on_at_the_next_start(
     model: Path, mirror: Path, tmp_path: Path
 ) -> None:
     given = ["--model_path", model, "--data_root", mirror, "--output_dir", tmp_path / "out", *TINY]
-    words = command(*given, "--max_steps", "100000", "--hints", "False")
+    # not warm: what the terminal does to its processes it has to do to the training
+    words = command(*given, "--max_steps", "100000", "--hints", "False", launcher=[sys.executable])
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(ROOT)
