@@ -51,7 +51,7 @@ from miniqwen.data.repositories import resolve
 from miniqwen.distributed.launches import launcher_problems
 from miniqwen.distributed.ranks import Ranks
 from miniqwen.eval.answers import Answer, combined, predictions, report, result
-from miniqwen.eval.causal_models import check_vocabulary, load_causal_model, scorer
+from miniqwen.eval.causal_models import check_vocabulary, computing_in, load_causal_model, scorer
 from miniqwen.eval.generation import generate_rounds
 from miniqwen.eval.result_files import ResultFile, file_stem, model_fingerprint
 from miniqwen.eval.scoring import is_truncated, model_positions, score_rounds
@@ -193,10 +193,8 @@ def answered(
         "rank": ranks.rank, "world_size": ranks.world_size, "done": frozenset(known), "halve": halved,
         "progress": one.name if ranks.is_main and sys.stderr.isatty() else None,
     }  # fmt: skip
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
-    precision = torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
     own: dict[int, Any] = {}
-    with precision, errors_told():
+    with computing_in(config.precision, device), errors_told():
         if config.answer_mode == "generate":
             rounds: Any = generate_rounds(model, tokenizer, one.requests, config, device, **how)
         else:

@@ -9,6 +9,7 @@ cannot leave some out.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 from collections.abc import Mapping
@@ -88,6 +89,12 @@ def window_of(described: Mapping[str, Any]) -> int | None:
     """How far back a model's attention reaches, by its config.json; None: to the beginning."""
     # Qwen names a window that it does not use
     return described.get("sliding_window") if described.get("use_sliding_window", True) else None
+
+
+def computing_in(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Around a computation in `precision` (no, bf16, fp16, as Accelerate names it)."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

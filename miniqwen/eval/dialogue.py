@@ -9,7 +9,6 @@ token.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -19,10 +18,10 @@ from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from miniqwen.config.generating import GenerateConfig
 from miniqwen.errors import UserError
-from miniqwen.eval.causal_models import check_vocabulary, end_tokens, load_causal_model
+from miniqwen.eval.causal_models import check_vocabulary, computing_in, end_tokens, load_causal_model
 from miniqwen.eval.scoring import model_positions
 from miniqwen.files import printable
-from miniqwen.model.tokenization_miniqwen import encode_text, load_tokenizer
+from miniqwen.model.tokenization_miniqwen import encode_beginning, encode_text, load_tokenizer
 from miniqwen.questions.rows import Question
 from miniqwen.questions.templates import TEMPLATE_FILE, Template
 
@@ -60,8 +59,7 @@ class Partner:
             except Exception as error:  # a template is a program of its author's, and may raise anything
                 raise UserError(f"{self._config.model_path}: its chat template fails ({error})") from None
             return list(found["input_ids"])
-        # a space at the end belongs to what follows; an empty text is the beginning of a document
-        return encode_text(self._tokenizer, asked.rstrip(" ")) or [self._tokenizer.eos_token_id]
+        return encode_beginning(self._tokenizer, asked)
 
     def fitting(self, turns: Sequence[Turn]) -> list[int]:
         """The tokens of `prompt`; raises `UserError` when they leave the model no position."""
@@ -86,7 +84,7 @@ class Partner:
             how = {"do_sample": True, **sampling}
         ends = end_tokens(self._model, self._tokenizer)
         shown = Shown(self._tokenizer, out, begun=self.kind == "base")
-        with self._precision():
+        with computing_in(self._config.precision, self.device):
             written = self._model.generate(
                 input_ids=torch.tensor([ids], device=self.device), streamer=shown, max_new_tokens=limit,
                 attention_mask=torch.ones(1, len(ids), dtype=torch.int64, device=self.device),
@@ -96,10 +94,6 @@ class Partner:
         if written[-1] not in ends:
             cut = "--max_new_tokens" if limit < room else f"the model's {self._positions:,} positions"
         return self._tokenizer.decode(written, skip_special_tokens=True).strip(), cut
-
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._config.precision)
-        return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
 
 
 class Shown(TextStreamer):

@@ -130,7 +130,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
 
     In byte-level BPE each character of an entry stands for a byte. Control tokens stand for no text.
     """
-    if json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]["type"] != "ByteLevel":
+    if not isinstance(tokenizer.backend_tokenizer.decoder, decoders.ByteLevel):
         return None
     entries = tokenizer.get_vocab()
     found = np.zeros(max(entries.values()) + 1, np.int64)
@@ -144,6 +144,14 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """One text's tokens by the same rule, without an end token."""
     ids: list[int] = _encode(tokenizer, [text])[0].tolist()
     return ids
+
+
+def encode_beginning(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a text that a model goes on with.
+
+    Spaces at its end belong to what follows, where byte-level BPE wants them; an empty one is a document's beginning.
+    """
+    return encode_text(tokenizer, text.rstrip(" ")) or [tokenizer.eos_token_id]
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], end: Sequence[int] = ()) -> list[np.ndarray]:

@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from miniqwen.config.training import TrainConfig
 from miniqwen.errors import UserError
+from miniqwen.files import encodable
 from miniqwen.model.continuation import continued
-from miniqwen.model.tokenization_miniqwen import encode_text
+from miniqwen.model.tokenization_miniqwen import encode_beginning
 
 SAMPLE_TOKENS = 24
 SHOWN_QUESTIONS = 4  # of the validation questions, where no prompts are given
@@ -39,9 +40,9 @@ class SamplePrompt:
     def of(
         cls, tokenizer: PreTrainedTokenizerBase, shown: str, text: str, given: bool, answer: str | None = None
     ) -> SamplePrompt:
-        """A space at the end belongs to what follows; an empty text is the beginning of a document."""
-        ids = encode_text(tokenizer, text.rstrip(" ")) or [tokenizer.eos_token_id]
-        return cls(shown, text, tuple(ids), given, answer)
+        """Its texts are such as files and trackers can hold."""
+        ids = encode_beginning(tokenizer, text)
+        return cls(encodable(shown), encodable(text), tuple(ids), given, None if answer is None else encodable(answer))
 
 
 def fitting(samples: Sequence[SamplePrompt], positions: int) -> list[SamplePrompt]:
