@@ -28,6 +28,7 @@ if __name__ == "__main__":
         )
 
 import functools
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ from miniqwen.data.token_cache import write_token_cache
 from miniqwen.data.units import DataFile
 from miniqwen.demo import DemoSummary, write_demo
 from miniqwen.errors import UserError
-from miniqwen.files import written_whole
+from miniqwen.files import make_folder, sync, written_whole
+from miniqwen.lock import FolderLock
 from miniqwen.model.tokenization_miniqwen import load_tokenizer
 
 SHOWN_CHARACTERS = 100
@@ -129,7 +131,8 @@ def download(repository: Repository, root: Path) -> None:
     folder = root / repository.path
     files = [*(file for found in repository.splits.values() for file in found), *repository_card(repository)]
     total = sum(file.size for file in files)
-    with tqdm(total=total, unit="B", unit_scale=True, desc=f"  download {repository.name}", mininterval=1) as bar:
+    bar = tqdm(total=total, unit="B", unit_scale=True, desc=f"  download {repository.name}", mininterval=1)
+    with FolderLock(folder, "prepare_datasets.py", "--download"), bar:
         for file in files:
             target = folder / file.path
             if not (target.is_file() and target.stat().st_size == file.size):
@@ -148,13 +151,14 @@ def tokenize(repository: Repository, column: str, root: Path, model_path: str) -
         total += tokens
         print(f"  tokenized {path}: {rows:,} rows, {tokens:,} tokens", flush=True)
 
-    folder = write_token_cache(root, source, load_tokenizer(model_path), told)
+    with FolderLock(root / source.name, "prepare_datasets.py", "--tokenize"):
+        folder = write_token_cache(root, source, load_tokenizer(model_path), told)
     print(f"  tokens    {total:,} in {folder}; train on them with --token_cache {root}")
 
 
 def copy(file: DataFile, target: Path) -> None:
     """One file, under a temporary name until it is complete. A connection that is cut is tried again by the caller."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with open_file(file) as opened, written_whole(target) as written:
         shutil.copyfileobj(opened, written, 1 << 20)
         if written.tell() != file.size:
@@ -164,12 +168,17 @@ def copy(file: DataFile, target: Path) -> None:
 def demo_in(folder: Path) -> DemoSummary:
     """Write the demo data; a new folder appears whole or not at all."""
     if folder.exists():
-        return write_demo(folder)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+        with FolderLock(folder, "prepare_datasets.py", "--demo"):
+            return write_demo(folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         summary = write_demo(temporary)
+        for inside in (temporary, *temporary.rglob("*")):
+            sync(inside)
         temporary.rename(folder)
+        sync(folder.parent)
+    except OSError as error:
+        raise UserError(f"--demo {folder}: cannot be written ({error.strerror})") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return summary

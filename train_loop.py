@@ -180,17 +180,18 @@ def out_of_patience(config: TrainConfig, progress: Progress) -> bool:
 
 def main(config: TrainConfig, stop: StopRequest) -> None:
     """One run: open everything, train (or only evaluate), write the final model."""
-    run = open_run(config, stop)
-    with failures_told(config, run.runtime, stop, run.tracker, run.output):
-        if config.trains:
-            progress, stopped = train(run)
-        else:
-            progress = evaluated(run, run.begins)
-            stopped = progress is run.begins
-        reason = reason_to_stop(stop, run.runtime, run.tracker) if stopped else ended_early(progress, run.steps, config)
-        if config.trains and not stopped:
-            run.write_final_model(progress)
-    run.close("preempted" if stopped else "finished", progress, reason)
+    with open_run(config, stop) as run:
+        with failures_told(config, run.runtime, stop, run.tracker, run.output):
+            if config.trains:
+                progress, stopped = train(run)
+            else:
+                progress = evaluated(run, run.begins)
+                stopped = progress is run.begins
+            early = ended_early(progress, run.steps, config)
+            reason = reason_to_stop(stop, run.runtime, run.tracker) if stopped else early
+            if config.trains and not stopped:
+                run.write_final_model(progress)
+        run.close("preempted" if stopped else "finished", progress, reason)
     if stopped:
         raise Preempted(config.preempted_exit_code)
     if run.tracker.failed:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,6 +48,38 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, durably: what is written into a folder is lost with it."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync(path.parent)
+
+
+def publish(written: Path, folder: Path, last: str, instead_of: Iterable[str]) -> None:
+    """Give the files in `written`, a folder beside or in `folder`, their place in `folder`; `written` is gone then.
+
+    A folder that is not there yet appears whole. In one that is, the file `last` makes the others count: it goes first
+    and comes last; what else there fits the patterns `instead_of` goes in between.
+    """
+    sync_all(written)
+    files = sorted(written.iterdir(), key=lambda path: path.name == last)
+    if not folder.exists():
+        make_folder(folder.parent)
+        written.rename(folder)
+        sync(folder.parent)
+        return
+    (folder / last).unlink(missing_ok=True)
+    sync(folder)
+    names = {file.name for file in files}
+    for old in {path for pattern in instead_of for path in folder.glob(pattern) if path.name not in names}:
+        old.unlink()
+    for file in files:
+        file.replace(folder / file.name)
+    written.rmdir()
+    sync(folder)
+
+
 def sync(path: Path) -> None:
     """Make a file, or a folder's entries, durable."""
     handle = os.open(path, os.O_RDONLY)
@@ -55,6 +87,13 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_all(folder: Path) -> None:
+    """Make a folder of files durable, but for its own name."""
+    for file in folder.iterdir():
+        sync(file)
+    sync(folder)
 
 
 def file_hash(path: str | Path) -> str:

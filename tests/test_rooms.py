@@ -12,7 +12,7 @@ from runs import ROOT
 HOUSE = ROOT / "miniqwen"
 # From the ground up. A wing uses those of lower floors, a room also those before it in its own wing.
 FLOORS: tuple[dict[str, str], ...] = (
-    {"": "errors files demo"},
+    {"": "errors files lock demo"},
     {"config": "flags data models precision task prompt schedule evaluation launch survival output training evaluating "
                "preparing creating generating"},
     {
@@ -32,7 +32,7 @@ FLOORS: tuple[dict[str, str], ...] = (
 )  # fmt: skip
 COMMANDS = ("train_loop.py", "eval_loop.py", "prepare_datasets.py")
 # What is loaded before the flags are parsed, and so imports nothing heavy.
-LIGHT = {"errors", "files", "questions.rows", "questions.templates", "training.preemption"}
+LIGHT = {"errors", "files", "lock", "questions.rows", "questions.templates", "training.preemption"}
 HEAVY = {"torch", "transformers", "accelerate", "deepspeed", "datasets", "wandb", "pyarrow", "tokenizers"}
 # The libraries that spread a run over processes stand behind one wing; beside it, where they free a device's memory.
 SPREADING = {"accelerate", "deepspeed"}

@@ -180,6 +180,7 @@ def delete(checkpoint: Path) -> None:
     """Delete a checkpoint; killed on the way, none is left that looks whole."""
     gone = checkpoint.with_name(f".{checkpoint.name}.gone.tmp")
     checkpoint.rename(gone)
+    sync(gone.parent)
     shutil.rmtree(gone, ignore_errors=True)
 
 
@@ -194,6 +195,7 @@ def set_aside(folder: Path, step: int, resumed_from: Path) -> list[str]:
             shutil.rmtree(path, ignore_errors=True)
     for path in beyond:
         path.rename(folder / f"{ASIDE}{path.name}")
+    sync(folder)
     return sorted(f"{ASIDE}{path.name}" for path in beyond)
 
 

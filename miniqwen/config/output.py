@@ -11,11 +11,13 @@ from pathlib import Path
 from miniqwen.config.flags import flag
 from miniqwen.config.models import MODEL_FILES
 from miniqwen.config.task import TaskFlags
+from miniqwen.lock import LOCK_FILE
 
 TRACKERS = ("tensorboard", "wandb")
 SAMPLES_FILE = "samples.jsonl"  # what the model wrote at evaluations
 STOP_FILE = "STOP"  # touched in --output_dir, it ends the run
-WORTHLESS = (STOP_FILE, "wandb")  # by themselves: W&B writes there before a run has begun
+# by themselves: W&B writes there before a run has begun, and a run that was killed then leaves its lock
+WORTHLESS = (STOP_FILE, "wandb", LOCK_FILE)
 # What a run leaves in its folder: all that --overwrite_output_dir deletes there.
 LEFT_BY_A_RUN = (
     STOP_FILE, "bad_updates.json", "config.yaml", "metrics.jsonl", SAMPLES_FILE, "trainer_state.json", "runs", "wandb",

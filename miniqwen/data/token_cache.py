@@ -22,7 +22,7 @@ from miniqwen.data.sources import Source
 from miniqwen.data.units import Units
 from miniqwen.data.windows import TextWindows
 from miniqwen.errors import UserError
-from miniqwen.files import write_bytes, written_whole
+from miniqwen.files import make_folder, write_bytes, written_whole
 from miniqwen.model.tokenization_miniqwen import document_encoder, text_oddities, tokenizer_fingerprint
 
 MADE_OF = "made_of.json"
@@ -154,7 +154,7 @@ def write_token_cache(
     `told(path, rows, tokens)` hears of every file that is done. Raises `UserError` for broken rows and a stale cache.
     """
     folder = root / source.name
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     wanted = made_of(source, tokenizer)
     if (folder / MADE_OF).is_file():
         _refuse_if_stale(folder, wanted)

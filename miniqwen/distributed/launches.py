@@ -39,6 +39,12 @@ def launcher_problems(env: Mapping[str, str], precision: str) -> list[str]:
             f"WORLD_SIZE is {env['WORLD_SIZE']} in the environment, and no launcher has said which process this is: "
             "start with torchrun or accelerate launch, or unset WORLD_SIZE"
         )
+    if env.get("WORLD_SIZE", "1") != "1" and "RANK" in env and not {"MASTER_ADDR", "MASTER_PORT"} <= set(env):
+        problems.append(
+            f"RANK is {env['RANK']} and WORLD_SIZE {env['WORLD_SIZE']} in the environment, without MASTER_ADDR and "
+            "MASTER_PORT, where the processes meet: start with torchrun or accelerate launch, or unset RANK and "
+            "WORLD_SIZE"
+        )
     if alone and env.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         problems.append(
             f"srun has started {env['SLURM_STEP_NUM_TASKS']} tasks of this, and none knows of the others: start one "

@@ -17,6 +17,7 @@ from typing import Any
 
 from miniqwen.errors import UserError
 from miniqwen.files import file_hash, whole_lines, write_json, write_text
+from miniqwen.lock import FolderLock
 
 ENDINGS = (".gz", ".jsonl", ".json", ".parquet", ".csv")
 
@@ -46,13 +47,16 @@ class ResultFile:
         self._identity, self._stem = identity, stem
         self._own = folder / f".{stem}.partial-{rank}.jsonl"
         self._lines: Any = None
+        # others may write other data sets' results beside them
+        self._lock = FolderLock(folder, "eval_loop.py", file=f".{stem}.lock")
 
     def begin(self, overwrite: bool) -> tuple[dict[int, Any], dict[str, Any] | None]:
         """(what is known of each question by its index, the finished results), on the process that writes.
 
-        Raises `UserError` for results of another evaluation, which `overwrite` deletes.
+        Raises `UserError` while another process writes them, and for results of another evaluation, which `overwrite`
+        deletes.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock.acquire()
         other = self._other()
         if other and overwrite:
             for file in (self.path, *self._partial(), *self._predictions()):
@@ -100,6 +104,7 @@ class ResultFile:
             self._lines.close()
             self._own.unlink(missing_ok=True)
             self._lines = None
+        self._lock.release()
 
     def _partial(self) -> list[Path]:
         return sorted(self.path.parent.glob(f".{glob.escape(self._stem)}.partial-*.jsonl"))

@@ -5,6 +5,7 @@ Promises: it appears whole or not at all. Costs: the weights are written once.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -13,6 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from miniqwen.config.models import MODEL_FILES
 from miniqwen.errors import UserError
+from miniqwen.files import make_folder, publish
+from miniqwen.lock import FolderLock
 from miniqwen.model.modeling_miniqwen import save_model
 from miniqwen.model.tokenization_miniqwen import save_tokenizer
 
@@ -22,17 +25,11 @@ def write_folder(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToke
     folder = folder.resolve()
     temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
     try:
-        temporary.mkdir(parents=True)
+        make_folder(temporary)
         save_model(model, temporary, model.dtype)
         save_tokenizer(tokenizer, temporary)
-        if not folder.exists():
-            temporary.rename(folder)
-            return
-        for pattern in MODEL_FILES:
-            for old in folder.glob(pattern):
-                old.unlink()
-        for new in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
-            new.rename(folder / new.name)
+        with FolderLock(folder, "create_model") if folder.exists() else contextlib.nullcontext():
+            publish(temporary, folder, "config.json", MODEL_FILES)
     except OSError as error:
         raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror or error})") from None
     finally:

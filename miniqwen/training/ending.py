@@ -18,6 +18,7 @@ from miniqwen.data.formats import BadData
 from miniqwen.data.patience import HubTimeout
 from miniqwen.distributed.runtime import Runtime
 from miniqwen.errors import UserError
+from miniqwen.lock import LockLost
 from miniqwen.training.output_folder import OutputFolder, note_end
 from miniqwen.training.preemption import Interrupted, Preempted, StopRequest, note_interrupt
 from miniqwen.training.task import Steps
@@ -52,6 +53,8 @@ def failures_told(
 def _note_failure(error: BaseException, config: TrainConfig, runtime: Runtime, stop: StopRequest) -> None:
     """Say in trainer_state.json, and on stderr where nobody else will, what ended the run."""
     folder = Path(str(config.output_dir))
+    if isinstance(error, LockLost):
+        return
     if isinstance(error, Interrupted):
         if runtime.is_main:
             note_interrupt(folder)

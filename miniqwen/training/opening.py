@@ -7,7 +7,8 @@ on every rank before it is spread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from miniqwen.config.training import TrainConfig
 from miniqwen.data.repositories import Repository, data_names, locate, text_column
 from miniqwen.distributed.runtime import Runtime
 from miniqwen.distributed.shards import gathered
+from miniqwen.lock import FolderLock
 from miniqwen.model.modeling_miniqwen import compile_layers, count_parameters, load_model
 from miniqwen.model.tokenization_miniqwen import load_tokenizer
 from miniqwen.training.batches import Plan
@@ -90,10 +92,23 @@ class Run:
         self.runtime.close()
 
 
-def open_run(config: TrainConfig, stop: StopRequest) -> Run:
-    """Everything that a run needs, on every rank; raises `UserError` for what cannot be had or contradicts itself."""
+@contextlib.contextmanager
+def open_run(config: TrainConfig, stop: StopRequest) -> Iterator[Run]:
+    """Everything that a run needs, on every rank; raises `UserError` for what cannot be had or contradicts itself.
+
+    The output folder is this run's alone until the end of the block.
+    """
     runtime = Runtime(config)
     runtime.agree({**versions(), **config.alike})
+    lock = FolderLock(Path(str(config.output_dir)), "train_loop.py")
+    runtime.on_main(lock.acquire)
+    try:
+        yield _opened(config, stop, runtime, lock)
+    finally:
+        lock.release()
+
+
+def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: FolderLock) -> Run:
     found = runtime.on_main(lambda: open_output_dir(config))
     stop.forget_stale_file()
     with runtime.together():  # what only one rank finds amiss ends all of them
@@ -127,7 +142,9 @@ def open_run(config: TrainConfig, stop: StopRequest) -> Run:
     bare = runtime.unwrap(model)
     positions: int = bare.config.max_position_embeddings  # type: ignore[assignment, union-attr]
     task = replace(task, samples=fitting(task.samples, positions))
-    output = OutputFolder(config, bare, tokenizer, task.template, identity, steps.total) if runtime.is_main else None
+    output = None
+    if runtime.is_main:
+        output = OutputFolder(config, bare, tokenizer, task.template, identity, steps.total, lock)
     known_to_wandb = checkpoint.wandb_run_id if checkpoint else None
     tracker = Tracker(config, runtime.is_main, progress.step, steps.total, known_to_wandb)
     if output:

@@ -35,10 +35,12 @@ from miniqwen.checkpoints.checkpoint import (
 )
 from miniqwen.checkpoints.tensor_files import StoredTensors, TensorWriter
 from miniqwen.config.flags import dump
+from miniqwen.config.models import MODEL_FILES
 from miniqwen.config.output import LEFT_BY_A_RUN
 from miniqwen.config.training import TrainConfig
 from miniqwen.errors import UserError
-from miniqwen.files import sync, write_json, write_text
+from miniqwen.files import publish, sync, sync_all, write_json, write_text
+from miniqwen.lock import FolderLock
 from miniqwen.model.modeling_miniqwen import describe_model
 from miniqwen.model.tokenization_miniqwen import save_tokenizer
 from miniqwen.questions.templates import Template
@@ -58,10 +60,6 @@ def open_output_dir(config: TrainConfig) -> dict[str, Any]:
         for pattern in LEFT_BY_A_RUN:
             for path in folder.glob(pattern):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output_dir {folder}: cannot be made ({error.strerror})") from None
     remove_half_written(folder)
     chosen = checkpoint_to_resume(config)
     if chosen is None:
@@ -90,7 +88,9 @@ def _has_best(progress: Progress, folder: Path, resumed_from: Path) -> bool:
     verify(there)
     temporary = folder / f".{name}.tmp"
     shutil.copytree(there, temporary)
+    sync_all(temporary)
     temporary.rename(folder / name)
+    sync(folder)
     print(f"the best checkpoint so far was copied from {there}", flush=True)
     return True
 
@@ -106,7 +106,10 @@ class OutputFolder:
         template: Template | None,
         identity: Mapping[str, Any],
         total_steps: int,
+        lock: FolderLock | None = None,
     ) -> None:
+        """`lock`: the right to write there, which may be lost on the way."""
+        self._lock = lock
         self.folder = Path(str(config.output_dir))
         self._config, self._model, self._tokenizer = config, model, tokenizer
         self._template, self._identity, self._total_steps = template, identity, total_steps
@@ -172,6 +175,8 @@ class OutputFolder:
     @contextlib.contextmanager
     def _writable(self) -> Iterator[None]:
         """Around what is written: a full disk, or a folder that may not be written to, is one screen."""
+        if self._lock:
+            self._lock.check()
         try:
             yield
         except OSError as error:
@@ -223,14 +228,7 @@ class OutputFolder:
             writer.add(name.removeprefix("model."), tensor)
         writer.close()
         self._describe(temporary, dtype)
-        written = sorted(temporary.iterdir(), key=lambda path: path.name == "config.json")  # last: it makes a model
-        for path in written:
-            sync(path)
-        (self.folder / "config.json").unlink(missing_ok=True)
-        for path in written:
-            path.replace(self.folder / path.name)
-        temporary.rmdir()
-        sync(self.folder)
+        publish(temporary, self.folder, "config.json", MODEL_FILES)
         return chosen
 
     def _whole(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:

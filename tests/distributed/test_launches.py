@@ -18,7 +18,8 @@ from miniqwen.errors import UserError
 
 CONFIG = TrainConfig(per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=1e-3)
 ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "no"}
-TWO = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+TWO = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+       "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}  # fmt: skip
 FSDP = {**ACCELERATE, **TWO, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 DEEPSPEED = {**ACCELERATE, **TWO, "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 
@@ -229,6 +230,7 @@ def test_the_deepspeed_launcher_and_plain_python_run_zero(given: list[str], tmp_
     [
         ({"WORLD_SIZE": "4"}, "WORLD_SIZE is 4 in the environment, and no launcher has said which process this is"),
         ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1"}, "srun has started 4 tasks of this, and none knows"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "without MASTER_ADDR and MASTER_PORT"),
         ({"WORLD_SIZE": "1"}, None),
         ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4"}, None),
         ({"SLURM_STEP_NUM_TASKS": "4", **TWO}, None),  # under a launcher under srun
