@@ -193,7 +193,7 @@ def main(config: TrainConfig, stop: StopRequest) -> None:
                 run.write_final_model(progress)
         run.close("preempted" if stopped else "finished", progress, reason)
     if stopped:
-        raise Preempted(config.preempted_exit_code)
+        raise Preempted(stop.exit_code)
     if run.tracker.failed:
         raise SystemExit  # before its library fails once more, at the end of the process
 

@@ -63,7 +63,7 @@ SCREENS = {
 CLOCKS = ("tokens_per_second", "data_wait", "seconds_left", "eval_seconds", "elapsed", "time")
 PRINTED_CLOCKS = re.compile(r"[\d,.]+ tokens/s|\d+:\d\d:\d\d left|eval_seconds [\d.]+|\d+\.\d+ s\b")
 LAUNCHERS_OWN = re.compile(r"[WE]\d{4} ")  # its warnings begin with the date
-RECORDED = ("git_commit", "versions")
+RECORDED = ("lives", "git_commit", "versions")
 
 
 @dataclass(frozen=True)

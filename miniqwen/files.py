@@ -10,10 +10,13 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from miniqwen.errors import UserError
 
 
 @contextlib.contextmanager
@@ -46,6 +49,21 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """The same for JSON, for people to read."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def disk_errors_told(folder: Path, advice: str) -> Iterator[None]:
+    """Around what is written in `folder`: a full disk, or a place that may not be written, is one screen with `advice`.
+
+    Raises `UserError` with status 1: it is no mistake in the command.
+    """
+    try:
+        yield
+    except OSError as error:
+        free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
+        problem = UserError(f"{folder}: {error} ({free / 1e9:,.2f} GB are free there); {advice}")
+        problem.exit_status = 1
+        raise problem from None
 
 
 def make_folder(folder: Path) -> None:

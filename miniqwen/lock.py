@@ -153,7 +153,7 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, tuple[int, int] | None]:
 
 def _lives(owner: dict[str, Any] | None, seen: tuple[int, int]) -> bool | None:
     """Whether an owner lives; None if its process cannot be asked from here, or may be another one's by now."""
-    if owner is None or owner.get("machine") != _machine():
+    if owner is None or owner.get("machine") != this_machine():
         return None
     try:
         process = psutil.Process(owner["pid"])
@@ -170,10 +170,12 @@ def _this_process() -> dict[str, Any]:
     """Who this is, for people and for `_lives`."""
     pid, began = os.getpid(), psutil.Process().create_time()
     job = os.environ.get("SLURM_JOB_ID")
-    return {"host": platform.node(), "pid": pid, "began": began, "machine": _machine()} | ({"job": job} if job else {})
+    return {"host": platform.node(), "pid": pid, "began": began, "machine": this_machine()} | (
+        {"job": job} if job else {}
+    )
 
 
-def _machine() -> list[str]:
+def this_machine() -> list[str]:
     """What processes share that can see each other: containers of one machine may have the same name."""
     found = [platform.node()]
     with contextlib.suppress(OSError):

@@ -118,7 +118,7 @@ def test_a_lock_that_cannot_be_read_is_waited_for_like_one_from_elsewhere(
 
 def test_of_many_that_find_an_owner_gone_one_takes_over(tmp_path: Path) -> None:
     """Each that got it waits a little: a second one would find it living."""
-    (tmp_path / LOCK_FILE).write_text(json.dumps({"machine": lock._machine(), "pid": 2**22 + 1, "began": 0}))
+    (tmp_path / LOCK_FILE).write_text(json.dumps({"machine": lock.this_machine(), "pid": 2**22 + 1, "began": 0}))
     program = HOLD.replace("600", "3") + "\n"
     several = [
         subprocess.Popen([sys.executable, "-c", program, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, stderr=-1)

@@ -163,8 +163,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of an output folder, oldest first."""
-    found = [(_step_of(path), path) for path in folder.glob("checkpoint-*") if (path / MANIFEST).is_file()]
-    return [path for _, path in sorted((step, path) for step, path in found if step is not None)]
+    found = [path for path in folder.glob("checkpoint-*") if (path / MANIFEST).is_file() and step_of(path) >= 0]
+    return sorted(found, key=step_of)
 
 
 def remove_half_written(folder: Path) -> None:
@@ -189,7 +189,7 @@ def set_aside(folder: Path, step: int, resumed_from: Path) -> list[str]:
 
     They stay until the next time: one generation of them.
     """
-    beyond = [path for path in folder.glob("checkpoint-*") if (number := _step_of(path)) is not None and number > step]
+    beyond = [path for path in folder.glob("checkpoint-*") if step_of(path) > step]
     for path in folder.glob(f"{ASIDE}*") if beyond else ():
         if path.resolve() != resumed_from.resolve():
             shutil.rmtree(path, ignore_errors=True)
@@ -199,6 +199,7 @@ def set_aside(folder: Path, step: int, resumed_from: Path) -> list[str]:
     return sorted(f"{ASIDE}{path.name}" for path in beyond)
 
 
-def _step_of(path: Path) -> int | None:
+def step_of(path: Path) -> int:
+    """The update that a folder is named after; -1 for another name."""
     number = path.name.partition("-")[2]
-    return int(number) if number.isdigit() else None
+    return int(number) if number.isdigit() else -1

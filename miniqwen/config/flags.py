@@ -255,8 +255,12 @@ def _chosen(word: str, choices: Sequence[str]) -> str:
     return word
 
 
+def plain(config: Flags) -> dict[str, Any]:
+    """The flags and their values, as YAML has them."""
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
 def dump(config: Flags, recorded: Mapping[str, Any]) -> str:
     """`config` as YAML that `--config` reads back, with a section of facts about the run for its reader."""
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    return yaml.safe_dump({**plain, RECORDED: dict(recorded)}, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump({**plain(config), RECORDED: dict(recorded)}, sort_keys=False, allow_unicode=True)

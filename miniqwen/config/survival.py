@@ -17,7 +17,9 @@ class SurvivalFlags(Flags):
     max_time: str | None = flag(
         None, "save and end after this time: seconds, MM:SS, HH:MM:SS or D-HH:MM:SS, from the start of the process",
         group="survival")  # fmt: skip
-    preempted_exit_code: int = flag(0, "exit status of a run that was stopped and saved", group="survival")
+    preempted_exit_code: int | None = flag(
+        None, "exit status of a run that was stopped and saved (default: 0; but 85 where a signal stops a run on "
+        "several machines, whose launchers would wait minutes for the one that ended)", group="survival")  # fmt: skip
     collective_timeout: float = flag(
         600.0, "seconds after which a rank that does not come to a collective ends the run; at the start, until the "
         "first update is made, at least 1800", group="survival")  # fmt: skip
@@ -37,7 +39,7 @@ class SurvivalFlags(Flags):
                 found.append(f"--max_time {self.max_time}: must be above 0")
         except ValueError:
             found.append(f"--max_time {self.max_time}: expected seconds, MM:SS, HH:MM:SS or D-HH:MM:SS")
-        if not 0 <= self.preempted_exit_code <= 255:
+        if self.preempted_exit_code is not None and not 0 <= self.preempted_exit_code <= 255:
             found.append(f"--preempted_exit_code {self.preempted_exit_code}: must lie between 0 and 255")
         if not self.collective_timeout >= 1:
             found.append(f"--collective_timeout {self.collective_timeout:g}: must be at least 1 (second)")

@@ -9,6 +9,7 @@ Costs: on a machine without a GPU the same files start over gloo; DeepSpeed then
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataP
 from miniqwen.config.precision import precision_name
 from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.launches import is_on, launcher_problems
-from miniqwen.distributed.workarounds import said_plainly, shard_on_this_device
+from miniqwen.distributed.workarounds import compilation_told, said_plainly, shard_on_this_device
 from miniqwen.distributed.zero import zero_settings
 from miniqwen.errors import UserError
 
@@ -91,7 +92,8 @@ def make_accelerator(backend: Backend, config: TrainConfig, timeout: timedelta) 
 
     `timeout` is how long a collective may take.
     """
-    with said_plainly(backend.kind == FSDP2, backend.kind == ZERO, backend.on_cpu, config.fsdp):
+    told = compilation_told() if backend.kind == ZERO else contextlib.nullcontext()
+    with told, said_plainly(backend.kind == FSDP2, backend.kind == ZERO, backend.on_cpu, config.fsdp):
         PartialState(cpu=backend.on_cpu, timeout=timeout)
         plugins: dict[str, Any] = {}
         if backend.kind == FSDP2:

@@ -12,7 +12,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 BEAT = 1.0  # seconds between two signs of life
 PATIENCE = 4.0  # seconds without one that make a rank silent
+WATCHED = 8.0  # seconds of the next rank's silence after which all are asked
 STORE_TIMEOUT = timedelta(seconds=5)
 
 
@@ -57,6 +58,29 @@ class Peers:
         living = [rank for rank in range(len(self.hosts)) if rank not in told["silent"]]
         return "; ".join(parts), self.rank == min(living, default=self.rank)
 
+    def silence(self, over: threading.Event) -> Iterator[list[str]]:
+        """Once a second, until `over`, the ranks that give no sign of life, by name, if it is this rank's to tell.
+
+        For a thread beside the loop: NCCL's watchdog may abort processes that no handler runs in. Each rank watches the
+        next one, and asks the others only when that one is silent.
+        """
+        with contextlib.suppress(RuntimeError):  # the launcher has ended: nobody answers
+            store = self._connect()
+            watched = f"{self._prefix}/beat/{(self.rank + 1) % len(self.hosts)}"
+            before, since = -1, time.monotonic()
+            while not over.wait(BEAT):
+                if (now := store.add(watched, 0)) != before:
+                    before, since = now, time.monotonic()
+                silent = time.monotonic() - since > WATCHED
+                yield [self.name(rank) for rank in self._silent(store)] if silent else []
+
+    def _silent(self, store: dist.TCPStore) -> list[int]:
+        """The other ranks whose beats stand still for `PATIENCE` seconds."""
+        beats = [f"{self._prefix}/beat/{rank}" for rank in range(len(self.hosts))]
+        before = [store.add(beat, 0) for beat in beats]
+        time.sleep(PATIENCE)
+        return [r for r, beat in enumerate(beats) if r != self.rank and store.add(beat, 0) == before[r]]
+
     def _connect(self) -> dist.TCPStore:
         """A connection of one's own: one that waits for an answer makes the others of its rank wait."""
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -78,12 +102,9 @@ class Peers:
             store = self._connect()
             number = store.add(f"{self._prefix}/failures", 1)
             store.set(f"{self._prefix}/failure/{number}", own)
-            beats = [f"{self._prefix}/beat/{rank}" for rank in range(len(self.hosts))]
-            before = [store.add(beat, 0) for beat in beats]
-            time.sleep(PATIENCE)
+            silent = self._silent(store)
             told["reasons"] = [store.get(f"{self._prefix}/failure/1").decode()]
-            silent = [rank for rank, beat in enumerate(beats) if store.add(beat, 0) == before[rank]]
-            told["silent"] = [rank for rank in silent if rank != self.rank]
+            told["silent"] = silent
 
 
 def differing(facts: Sequence[Mapping[str, Any]], hosts: Sequence[str]) -> list[str]:

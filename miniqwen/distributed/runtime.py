@@ -26,6 +26,7 @@ from miniqwen.distributed.backends import DDP, asked_backend, make_accelerator
 from miniqwen.distributed.peers import Peers
 from miniqwen.distributed.ranks import START_UP, Ranks
 from miniqwen.distributed.shards import Tensors, inner, is_engine, local_parameters, restore_masters, restore_optimizer
+from miniqwen.distributed.workarounds import compilation_told
 from miniqwen.distributed.zero import check_engine
 
 
@@ -63,7 +64,8 @@ class Runtime(Ranks):
 
     def prepare(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[torch.nn.Module, Any]:
         """Move the model to the device and wrap both for the backend."""
-        prepared, prepared_optimizer = self._accelerator.prepare(model, optimizer)
+        with compilation_told() if self.backend.zero is not None else contextlib.nullcontext():
+            prepared, prepared_optimizer = self._accelerator.prepare(model, optimizer)
         if self.backend.zero is not None:
             check_engine(prepared, self.backend.zero)
         if self.backend.kind == DDP and not self._compiles:

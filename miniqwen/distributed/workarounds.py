@@ -10,11 +10,20 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
+import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+
+from miniqwen.lock import this_machine
+
+LONGEST_COMPILATION = 600.0  # seconds
+MADE_ON = "lock.made_on"  # beside torch's lock: the machine that compiles
 
 # Of Accelerate's launcher, read by us already. Accelerate would take them as its own orders:
 ANSWERED = (
@@ -58,6 +67,71 @@ def shard_on_this_device(on_cpu: bool) -> None:
     """Let FSDP2 shard on a CPU: Accelerate 1.15 does on GPUs only, and trains DDP there without a word."""
     if on_cpu:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+@contextlib.contextmanager
+def compilation_told() -> Iterator[None]:
+    """Around what may compile DeepSpeed's libraries, which takes minutes, once a machine, and says nothing.
+
+    A compilation that was killed leaves a lock on which torch's FileBaton would wait without end: it is removed where
+    no process has it open any more.
+    """
+    for lock in _compiler_locks():
+        _remove_if_left(lock)
+    over = threading.Event()
+    watching = threading.Thread(target=_tell_of_compilers, args=(over,), daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watching.join()
+
+
+def _compiler_locks() -> list[Path]:
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    return [*root.glob("*/lock"), *root.glob("*/*/lock")]
+
+
+def _remove_if_left(lock: Path) -> None:
+    """Of a compilation that was killed here; one that may go on on another machine gets ten minutes."""
+    with contextlib.suppress(OSError):
+        if _holders(lock):
+            return
+        made_on = lock.with_name(MADE_ON)
+        here = made_on.exists() and made_on.read_text(encoding="utf-8") == repr(this_machine())
+        if here or time.time() - lock.stat().st_mtime > LONGEST_COMPILATION:
+            lock.unlink()
+            print(f"removed {lock}: the compilation that made it has ended before its end", flush=True)
+
+
+def _tell_of_compilers(over: threading.Event) -> None:
+    """Say what is compiled, by this process, or waited for; and leave word of the machine beside a lock of our own."""
+    told: set[Path] = set()
+    while not over.wait(1.0):
+        for lock in set(_compiler_locks()) - told:
+            holders, name = _holders(lock), lock.parent.name
+            if os.getpid() in holders:
+                print(f"compiling {name} for DeepSpeed, once on this machine; it takes some minutes", flush=True)
+                with contextlib.suppress(OSError):
+                    lock.with_name(MADE_ON).write_text(repr(this_machine()), encoding="utf-8")
+            elif os.environ.get("RANK", "0") == "0":
+                who = f"process {min(holders)}" if holders else "a process that is not seen from here"
+                print(f"waiting for {who}, which compiles {name} for DeepSpeed ({lock})", flush=True)
+            told.add(lock)
+
+
+def _holders(file: Path) -> set[int]:
+    """The processes of this machine that have a file open, as far as they can be asked."""
+    found, target = set(), str(file.resolve())
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            folder = Path(f"/proc/{process.pid}/fd")
+            if any(str(handle.readlink()) == target for handle in folder.iterdir()):
+                found.add(process.pid)
+    return found
 
 
 def _be_a_world_of_one() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from miniqwen.checkpoints.checkpoint import Progress
 from miniqwen.config.training import TrainConfig
 from miniqwen.data.formats import BadData
 from miniqwen.data.patience import HubTimeout
+from miniqwen.distributed.peers import STORE_TIMEOUT, Peers
 from miniqwen.distributed.runtime import Runtime
 from miniqwen.errors import UserError
 from miniqwen.lock import LockLost
@@ -35,19 +37,48 @@ def failures_told(
     """
     try:
         stop.poll_from_now_on()
-        yield
-        with runtime.together():
-            if output:
-                output.wait()
+        with silence_noted(Path(str(config.output_dir)), runtime.peers):
+            yield
+            with runtime.together():
+                if output:
+                    output.wait()
     except BaseException as error:
         if output and not isinstance(error, Interrupted):
             with contextlib.suppress(UserError):  # it came too late to be the reason
                 output.wait()
         try:  # first what is looked for later; trackers may take their time, or fail
             _note_failure(error, config, runtime, stop)
+        except OSError as full:
+            print(f"trainer_state.json cannot be written ({full})", file=sys.stderr, flush=True)
         finally:
             tracker.close(failed=not isinstance(error, (Preempted, Interrupted)))
         raise
+
+
+@contextlib.contextmanager
+def silence_noted(folder: Path, peers: Peers | None) -> Iterator[None]:
+    """Around the loop: ranks that fall silent are noted in trainer_state.json while this one waits for them.
+
+    NCCL's watchdog ends a process in which nothing of ours runs any more. Where they come back, the run is on again.
+    """
+    over = threading.Event()
+
+    def note() -> None:
+        noted = False
+        for silent in peers.silence(over) if peers else ():
+            if silent and not noted:
+                note_end(folder, "failed", f"no sign of life from {', '.join(silent)}")
+            elif noted and not silent:
+                note_end(folder, "running", None)
+            noted = bool(silent)
+
+    watching = threading.Thread(target=note, name="silence", daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watching.join(STORE_TIMEOUT.total_seconds())  # a store behind a dead link answers never
 
 
 def _note_failure(error: BaseException, config: TrainConfig, runtime: Runtime, stop: StopRequest) -> None:
@@ -102,11 +133,13 @@ def reason_to_stop(stop: StopRequest, runtime: Runtime, tracker: Tracker) -> str
     Raises the `UserError` that a rank's data ended with: the others have saved with it.
     """
     fault = stop.data_error
-    told = runtime.gather([stop.obeyed(), [type(fault).__name__, *fault.problems] if fault else None])
-    faults = [fault for _, fault in told if fault]
+    own = [stop.obeyed(), stop.signalled, [type(fault).__name__, *fault.problems] if fault else None]
+    told = runtime.gather(own)
+    stop.signalled = any(signalled for _, signalled, _ in told)  # all end with the same status
+    faults = [fault for *_, fault in told if fault]
     if faults:
         raise _data_fault([kind for kind, *_ in faults], [problem for _, *problems in faults for problem in problems])
-    rank, reason = next((rank, reason) for rank, (reason, _) in enumerate(told) if reason)
+    rank, reason = next((rank, reason) for rank, (reason, *_) in enumerate(told) if reason)
     reason = f"rank {rank}: {reason}" if runtime.world_size > 1 else reason
     tracker.say(f"stopped and saved: {reason}; --resume_from_checkpoint auto goes on")
     return str(reason)

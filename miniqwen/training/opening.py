@@ -27,8 +27,9 @@ from miniqwen.model.modeling_miniqwen import compile_layers, count_parameters, l
 from miniqwen.model.tokenization_miniqwen import load_tokenizer
 from miniqwen.training.batches import Plan
 from miniqwen.training.ending import closing_summary
+from miniqwen.training.lives import lives_until_now, versions
 from miniqwen.training.optimizers import make_optimizer
-from miniqwen.training.output_folder import OutputFolder, open_output_dir, versions
+from miniqwen.training.output_folder import OutputFolder, open_output_dir
 from miniqwen.training.preemption import StopRequest
 from miniqwen.training.question_task import question_task
 from miniqwen.training.resuming import check_batch, continued
@@ -62,6 +63,7 @@ class Run:
         tensors = gathered(self.model, self.optimizer)  # one at a time, from all ranks
         with self.runtime.together(tensors):
             if self.output:
+                self.tracker.sync()
                 self.output.save(whole, tensors, self.tracker.wandb_run_id)
 
     def note_evaluation(self, progress: Progress) -> bool:
@@ -136,6 +138,9 @@ def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: Fold
         runtime.print(f"continuing from {checkpoint.folder}, update {progress.step}")
     runs_on, rows = runtime.describe(model, parameters), plan.rows_per_update
     size = f"{steps.total} updates of {rows} {task.rows_are} ({'' if task.updates_per_epoch is None else 'at most '}"
+    lives = lives_until_now(config, checkpoint, runs_on, runtime.hosts)
+    if changed := lives[-1].get("changed"):
+        runtime.print(f"changed: {', '.join(f'{name} {was} → {now}' for name, (was, now) in changed.items())}")
     for line in (*task.notes, *lowered, f"{runs_on}; {size}{rows * config.length:,} tokens)"):
         runtime.print(line)
 
@@ -145,11 +150,10 @@ def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: Fold
     output = None
     if runtime.is_main:
         output = OutputFolder(config, bare, tokenizer, task.template, identity, steps.total, lock)
-    known_to_wandb = checkpoint.wandb_run_id if checkpoint else None
-    tracker = Tracker(config, runtime.is_main, progress.step, steps.total, known_to_wandb)
+    tracker = Tracker(config, runtime.is_main, progress.step, steps.total, checkpoint)
     if output:
-        facts = {"data": identity, "validation": task.held_out, "parameters": parameters, "runs_on": runs_on}
-        output.start(progress, tracker.wandb_run_id, facts)
+        facts = {"data": identity, "validation": task.held_out, "parameters": parameters}
+        output.start(progress, tracker.wandb_run_id, {**facts, "lives": lives})
     return Run(config, task, steps, progress, model, optimizer, runtime, stop, tracker, output)
 
 

@@ -8,11 +8,9 @@ one is deleted; the final model appears whole. Costs: see checkpoint.py.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
-import platform
 import shutil
-import subprocess
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from miniqwen.checkpoints.checkpoint import (
     read_checkpoint,
     remove_half_written,
     set_aside,
+    step_of,
     verify,
     write_checkpoint,
 )
@@ -39,14 +38,15 @@ from miniqwen.config.models import MODEL_FILES
 from miniqwen.config.output import LEFT_BY_A_RUN
 from miniqwen.config.training import TrainConfig
 from miniqwen.errors import UserError
-from miniqwen.files import publish, sync, sync_all, write_json, write_text
+from miniqwen.files import disk_errors_told, publish, sync, sync_all, write_json, write_text
 from miniqwen.lock import FolderLock
 from miniqwen.model.modeling_miniqwen import describe_model
 from miniqwen.model.tokenization_miniqwen import save_tokenizer
 from miniqwen.questions.templates import Template
 from miniqwen.training.resuming import checkpoint_to_resume
 
-VERSIONS = ("miniqwen", "torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "numpy")
+ONE_AT_A_TIME = threading.Lock()  # the loop, a save in the background and `ending.silence_noted` write the state
+GO_ON = "what was saved before is whole, and the same command with --resume_from_checkpoint auto goes on from it"
 
 
 def open_output_dir(config: TrainConfig) -> dict[str, Any]:
@@ -117,9 +117,9 @@ class OutputFolder:
 
     def start(self, progress: Progress, wandb_run_id: str | None, recorded: Mapping[str, Any]) -> None:
         """Write config.yaml and say that the run is on."""
-        facts = {**recorded, "versions": versions(), "git_commit": _git_commit()}
-        write_text(self.folder / "config.yaml", dump(self._config, facts))
-        self.set_status("running", progress, wandb_run_id)
+        with self._writable():
+            write_text(self.folder / "config.yaml", dump(self._config, recorded))
+            self.set_status("running", progress, wandb_run_id)
 
     def set_status(self, status: str, progress: Progress, wandb_run_id: str | None, reason: str | None = None) -> None:
         """trainer_state.json: running, finished, preempted or failed, why, and where the checkpoints are."""
@@ -136,7 +136,7 @@ class OutputFolder:
             "best_step": progress.best_step,
             "wandb_run_id": wandb_run_id,
         }
-        write_json(self.folder / "trainer_state.json", state)
+        _write_state(self.folder, state)
 
     def save(self, progress: Progress, tensors: Iterable[tuple[str, torch.Tensor]], wandb_run_id: str | None) -> None:
         """Write a checkpoint, move the pointer to it, and delete the oldest beyond `--save_total_limit`.
@@ -177,16 +177,8 @@ class OutputFolder:
         """Around what is written: a full disk, or a folder that may not be written to, is one screen."""
         if self._lock:
             self._lock.check()
-        try:
+        with disk_errors_told(self.folder, GO_ON):
             yield
-        except OSError as error:
-            free = shutil.disk_usage(self.folder).free / 1e9
-            problem = UserError(
-                f"{self.folder}: {error} ({free:,.2f} GB are free there); what was saved before is whole, and the same "
-                "command with --resume_from_checkpoint auto goes on from it"
-            )
-            problem.exit_status = 1  # no mistake in the command
-            raise problem from None
 
     def _save(self, progress: Progress, tensors: Iterable[tuple[str, torch.Tensor]], wandb_run_id: str | None) -> None:
         write_checkpoint(
@@ -251,33 +243,20 @@ class OutputFolder:
             self._template.save(folder)
 
 
-def note_end(folder: Path, status: str, reason: str) -> None:
-    """Say in trainer_state.json how the run ended and why; what it says of the checkpoints stays true.
+def _write_state(folder: Path, state: Mapping[str, Any]) -> None:
+    with ONE_AT_A_TIME:
+        write_json(folder / "trainer_state.json", state)
+
+
+def note_end(folder: Path, status: str, reason: str | None) -> None:
+    """Say in trainer_state.json how the run ended and why; what it says of the checkpoints is true.
 
     Any rank may do it: rank 0 may be the one that is gone.
     """
     file = folder / "trainer_state.json"
     if file.exists():
-        write_json(file, {**json.loads(file.read_text(encoding="utf-8")), "status": status, "reason": reason})
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in VERSIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # run from a checkout that was never installed
-            found[name] = "not installed"
-    return found
-
-
-def _git_commit() -> str | None:
-    """The commit of the code, None outside a git checkout."""
-    here = Path(__file__).parent
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        )
-    except OSError:
-        return None
-    return done.stdout.strip() or None
+        state = {**json.loads(file.read_text(encoding="utf-8")), "status": status, "reason": reason}
+        if saved := complete_checkpoints(folder):  # one may have been written after the state was
+            step = step_of(saved[-1])
+            state |= {"last_checkpoint": saved[-1].name, "step": max(state["step"], step)}
+        _write_state(folder, state)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 POLL = 1.0  # seconds between two looks for the STOP file, and between two questions of ranks that wait for data
 TO_END = 2.0  # seconds that a second Ctrl-C waits for the main thread to end the run tidily
+SEVERAL_LAUNCHERS = 85  # exit status, as the cluster scripts ask for it
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 # all of these are in the environment of what `accelerate launch` starts, and hardly anywhere else
 ACCELERATE_SETS = ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU", "ACCELERATE_DYNAMO_BACKEND")
@@ -64,7 +65,8 @@ class StopRequest:
         """
         self.reason: str | None = None
         self.data_error: UserError | None = None
-        self.exit_code = config.preempted_exit_code
+        self.signalled = False
+        self._exit_code = config.preempted_exit_code
         self._started, self._max_seconds = time.time(), config.max_seconds
         self._file = Path(str(config.output_dir)) / STOP_FILE
         self._looks = os.environ.get("RANK", "0") == "0"  # for the file: one process is enough
@@ -93,6 +95,14 @@ class StopRequest:
             elif self._looks and self._file.exists():
                 self.reason = f"found {self._file}"
         return self.reason is not None
+
+    @property
+    def exit_code(self) -> int:
+        """The status to end with. A launcher whose processes end with 0 waits up to five minutes for the launchers of
+        the other machines (torchelastic's exit barrier), and one that a signal ended does not come any more."""
+        if self._exit_code is not None:
+            return self._exit_code
+        return SEVERAL_LAUNCHERS if self.signalled and int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1 else 0
 
     @contextlib.contextmanager
     def ends_cleanly(self) -> Iterator[None]:
@@ -139,6 +149,7 @@ class StopRequest:
             self._first_signal = now
         elif number == signal.SIGINT and now - self._first_signal > SAME_KEY_PRESS:
             raise Interrupted(130)
+        self.signalled = True
         self._ask(f"{signal.Signals(number).name} was received")
 
     def _ask(self, reason: str) -> None:

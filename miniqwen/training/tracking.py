@@ -8,6 +8,7 @@ Costs: the loop hands over plain numbers, and only every `--logging_steps`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -20,14 +21,15 @@ from typing import IO, Any
 import torch
 from tqdm import tqdm
 
-from miniqwen.checkpoints.checkpoint import Progress
+from miniqwen.checkpoints.checkpoint import Checkpoint, Progress
 from miniqwen.config.output import SAMPLES_FILE
 from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.runtime import Runtime
 from miniqwen.errors import UserError
-from miniqwen.files import cut_torn_line, printable, whole_lines
+from miniqwen.files import cut_torn_line, disk_errors_told, printable, whole_lines
 from miniqwen.training.samples import SamplePrompt
 
+FLUSH = 5.0  # seconds between two writes of W&B's files
 SHOWN_SAMPLES = 16  # questions in the trackers' table of each evaluation
 SAMPLE_COLUMNS = ("id", "question", "choices", "scores", "prediction", "answer", "correct")
 
@@ -104,29 +106,32 @@ class Tracker:
     """The outlets of one run; on other ranks than 0 it does nothing."""
 
     def __init__(
-        self, config: TrainConfig, is_main: bool, step: int, total_steps: int, wandb_run_id: str | None
+        self, config: TrainConfig, is_main: bool, step: int, total_steps: int, resumed: Checkpoint | None
     ) -> None:
-        """Open the outlets, at `step` of `total_steps`; `wandb_run_id` continues a W&B run.
+        """Open the outlets, at `step` of `total_steps`, where `resumed` was left, in the same W&B run.
 
         `failed`: whether one of them was switched off.
         """
-        self.wandb_run_id = wandb_run_id
+        self.wandb_run_id = resumed.wandb_run_id if resumed else None
         self._is_main, self.failed = is_main, False
         if not is_main:
             return
-        folder = Path(config.output_dir or ".")
+        self._folder = folder = Path(config.output_dir or ".")
         # first, as it may be refused: nothing is left in the folder then
         self._outlets: dict[str, Any] = {}
         if "wandb" in config.trackers:
-            self._outlets["W&B"] = _open_wandb(config, folder, wandb_run_id)
+            self._outlets["W&B"] = _open_wandb(config, folder, self.wandb_run_id)
             self.wandb_run_id = self._outlets["W&B"].id
+        told = _told(folder, resumed)
+        # W&B drops what has not a greater number than what it knows: lines are counted over all starts of a run
+        self._events = max(len(told), getattr(self._outlets.get("W&B"), "step", 0))
         self._lines, self._samples = (_opened(folder / name) for name in ("metrics.jsonl", SAMPLES_FILE))
         if "tensorboard" in config.trackers:
             self._outlets["TensorBoard"] = _open_tensorboard(folder, step)
         # a bar needs a terminal; a log file gets one line per event instead
         self._bar_shown = 0.0
         # one clock over all starts of a run: it goes on from the lines that a resumed run stands behind
-        self._began = time.time() - _elapsed(folder / "metrics.jsonl", step)
+        self._began = time.time() - max((line.get("elapsed", 0) for line in told if line["step"] <= step), default=0)
         self._bar = tqdm(
             total=total_steps, initial=step, unit="update", disable=not sys.stderr.isatty(), dynamic_ncols=True
         )
@@ -166,10 +171,10 @@ class Tracker:
 
     def evaluation(self, step: int, metrics: Mapping[str, float], samples: Sequence[Mapping[str, Any]] = ()) -> None:
         """Metrics of an evaluation, named `eval_...`, and records of questions, for a table in the trackers."""
+        self._ship(step, metrics, {name: name.replace("eval_", "eval/", 1) for name in metrics})
         if self._is_main and samples:
             rows = [[_cell(sample[name]) for name in SAMPLE_COLUMNS] for sample in samples]
             self._ship_table("eval/samples", step, SAMPLE_COLUMNS, rows)
-        self._ship(step, metrics, {name: name.replace("eval_", "eval/", 1) for name in metrics})
         if self._is_main:
             accuracy = f"  eval_accuracy {metrics['eval_accuracy']:.4f}" if "eval_accuracy" in metrics else ""
             line = f"update {step}/{self._bar.total}  eval_loss {_loss(metrics, 'eval_')}{accuracy}"
@@ -183,22 +188,28 @@ class Tracker:
         for sample, text in zip(samples, written, strict=True):
             answer = {} if sample.answer is None else {"answer": sample.answer}
             record = {"prompt": sample.text, "completion": text, **answer}
-            self._samples.write(json.dumps({"step": step, **record}, ensure_ascii=False) + "\n")
+            self._write(self._samples, {"step": step, **record})
             rows.append(list(record.values()))
             right = f"  ({sample.answer})" if sample.answer is not None else ""
             shown = " ".join(f"{sample.shown} » {text.strip()}{right}".split())
             self.say(f"    {printable(shown)}", file=sys.stderr)
-        self._samples.flush()
         columns = ("prompt", "completion", "answer")[: max(map(len, rows))]
         self._ship_table("eval/completions", step, columns, [[*row, ""][: len(columns)] for row in rows])
+
+    def sync(self) -> None:
+        """Make durable what was told: a checkpoint that stands behind it must not outlive it."""
+        if self._is_main:
+            for file in (self._lines, self._samples):
+                os.fsync(file.fileno())
 
     def close(self, failed: bool = False) -> None:
         """Flush and close every outlet."""
         if not self._is_main:
             return
         self._bar.close()
-        self._lines.close()
-        self._samples.close()
+        for file in (self._lines, self._samples):
+            with contextlib.suppress(OSError):  # a full disk was told by the line that did not fit
+                file.close()
         self._give("TensorBoard", lambda writer: writer.close())
         self._give("W&B", lambda run: run.finish(exit_code=1 if failed else 0))
 
@@ -220,8 +231,8 @@ class Tracker:
         # JSON has no infinity: fp16 can overflow, and a line must stay readable
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         clock = {"time": round(time.time(), 3), "elapsed": round(self.elapsed, 3)}
-        self._lines.write(json.dumps({"step": step, **finite, **clock}) + "\n")
-        self._lines.flush()
+        self._write(self._lines, {"step": step, **finite, **clock})
+        self._events += 1
         prefixed = {names[name]: value for name, value in metrics.items()}
 
         def to_tensorboard(writer: Any) -> None:
@@ -230,7 +241,12 @@ class Tracker:
             writer.flush()
 
         self._give("TensorBoard", to_tensorboard)
-        self._give("W&B", lambda run: run.log({**prefixed, "train/global_step": step}))
+        self._give("W&B", lambda run: run.log({**prefixed, "train/global_step": step}, step=self._events))
+
+    def _write(self, file: IO[str], record: Mapping[str, Any]) -> None:
+        with disk_errors_told(self._folder, "the same command with --resume_from_checkpoint auto goes on"):
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
 
     def _ship_table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         lines = [columns, ["---"] * len(columns), *rows]
@@ -242,7 +258,8 @@ class Tracker:
         def to_wandb(run: Any) -> None:
             import wandb
 
-            run.log({name: wandb.Table(columns=list(columns), data=rows), "train/global_step": step})
+            table = wandb.Table(columns=list(columns), data=rows)
+            run.log({name: table, "train/global_step": step}, step=self._events)
 
         self._give("W&B", to_wandb)
 
@@ -253,11 +270,12 @@ def _opened(file: Path) -> IO[str]:
     return file.open("a", encoding="utf-8")
 
 
-def _elapsed(metrics_file: Path, step: int) -> float:
-    """Seconds that a run has trained up to `step`, by its lines of metrics; 0 for a new one."""
-    lines = whole_lines(metrics_file).splitlines() if step and metrics_file.exists() else []
-    told = [json.loads(line) for line in lines]
-    return max((line.get("elapsed", 0.0) for line in told if line["step"] <= step), default=0.0)
+def _told(folder: Path, resumed: Checkpoint | None) -> list[dict[str, Any]]:
+    """The lines of metrics of a run's earlier starts, which may have been in another folder; none for a new run."""
+    for file in (folder / "metrics.jsonl", *([resumed.folder.parent / "metrics.jsonl"] if resumed else [])):
+        if resumed and file.exists():
+            return [json.loads(line) for line in whole_lines(file).splitlines()]
+    return []
 
 
 def _loss(metrics: Mapping[str, float], prefix: str = "") -> str:
@@ -295,7 +313,8 @@ def _open_wandb(config: TrainConfig, folder: Path, run_id: str | None) -> Any:
         run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "miniqwen"), name=name, id=run_id,
             resume="allow" if run_id else None, dir=str(folder), config=dict(vars(config)),
-            settings=wandb.Settings(silent=True),
+            # what is not flushed is lost where the run is killed
+            settings=wandb.Settings(silent=True, x_transaction_log_flush_interval=FLUSH),
         )  # fmt: skip
     except Exception as error:  # of many kinds: the network, the service, the project's rights
         why = " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -94,7 +94,7 @@ def test_a_run_leaves_what_is_promised_and_learns(pretrained: tuple[Path, str]) 
     recorded = yaml.safe_load((output / "config.yaml").read_text())
     assert recorded["max_steps"] == 12
     assert recorded["recorded"]["data"]["held_out_rows"]["wikipedia"] > 0
-    assert "torch" in recorded["recorded"]["versions"]
+    assert "torch" in recorded["recorded"]["lives"][0]["versions"]
 
 
 def test_the_model_s_samples_stand_beside_the_metrics_and_are_what_the_final_model_writes(

@@ -10,12 +10,26 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs import ROOT, TINY, article, command, lines, ranks, run_script, running, state, wait_for_updates, warm_python
+from runs import (
+    ROOT,
+    TINY,
+    article,
+    command,
+    lines,
+    ranks,
+    run_script,
+    running,
+    state,
+    wait_for_updates,
+    wait_until,
+    warm_python,
+)
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -51,6 +65,53 @@ def test_a_killed_or_hung_rank_ends_the_job_is_named_and_the_next_start_resumes(
     assert done.returncode == 0, done.stderr
     assert f"update {reached}" in done.stdout
     assert (state(output)["status"], state(output)["step"]) == ("finished", reached + 3)
+
+
+ALONE_WITH_ITS_THREAD = """
+import os, sys, threading, time
+from pathlib import Path
+import torch.distributed as dist
+from miniqwen.distributed import peers
+from miniqwen.training.ending import silence_noted
+rank = int(sys.argv[1])
+os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[2]}
+if sys.argv[3] == "listen":
+    store = dist.TCPStore("127.0.0.1", int(sys.argv[2]), None, True, wait_for_workers=False)
+with silence_noted(Path(sys.argv[4]), peers.Peers(rank, ["here", "there"])):
+    print("on", flush=True)
+    time.sleep(120)  # as in a call into a library: no handler runs, and nothing is raised
+"""
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_process_that_a_watchdog_aborts_is_noted_by_a_thread_of_the_others_and_so_is_its_return(
+    tmp_path: Path, gone: int
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"status": "running", "reason": None, "step": 3}))
+    processes = {}
+    try:
+        for rank in (1 - gone, gone):  # the launcher's store lives on
+            how = [str(rank), port, "listen" if rank != gone else "", str(tmp_path)]
+            words = [sys.executable, "-c", ALONE_WITH_ITS_THREAD, *how]
+            processes[rank] = process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE)
+            assert process.stdout
+            assert process.stdout.readline() == b"on\n"
+        processes[gone].send_signal(signal.SIGSTOP)
+        wait_until(lambda: state(tmp_path)["status"] == "failed", seconds=60)
+        assert state(tmp_path)["reason"] == f"no sign of life from rank {gone} on {['here', 'there'][gone]}"
+        processes[gone].send_signal(signal.SIGCONT)
+        wait_until(lambda: state(tmp_path)["status"] == "running", seconds=60)
+        assert state(tmp_path)["reason"] is None
+        processes[gone].send_signal(signal.SIGABRT)
+        wait_until(lambda: state(tmp_path)["status"] == "failed", seconds=60)
+        assert state(tmp_path)["step"] == 3
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
 
 
 def two_by_hand(first: list[str], second: list[str]) -> list[Any]:
