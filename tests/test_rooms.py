@@ -20,7 +20,8 @@ FLOORS: tuple[dict[str, str], ...] = (
         "distributed": "zero shards peers ranks launches workarounds backends runtime",
         "checkpoints": "tensor_files background checkpoint",
     },
-    {"data": "patience hub formats units sources repositories windows documents token_cache packing tokenizer_text "
+    {"data": "patience hub formats units sources repositories windows held_out documents strands mixture "
+             "token_cache packing tokenizer_text "
              "pretrained"},
     {"questions": "rows templates examples protocols"},
     {
