@@ -183,6 +183,8 @@ def out_of_patience(config: TrainConfig, progress: Progress) -> bool:
 def main(config: TrainConfig, stop: StopRequest) -> None:
     """One run: open everything, train (or only evaluate), write the final model."""
     with open_run(config, stop) as run:
+        if run is None:  # it was only to be shown what it is made of (--preview)
+            return
         with failures_told(config, run.runtime, stop, run.tracker, run.output):
             if config.trains:
                 progress, stopped = train(run)

@@ -25,8 +25,8 @@ FLOORS: tuple[dict[str, str], ...] = (
              "pretrained"},
     {"questions": "rows templates examples protocols"},
     {
-        "training": "prefetching batches samples task text_task question_task optimizers preemption bad_updates "
-                    "resuming output_folder tracking ending opening",
+        "training": "prefetching batches samples task text_task question_task preview optimizers preemption "
+                    "bad_updates resuming output_folder tracking ending opening",
         "eval": "causal_models choice_rows scoring metrics generation dialogue answers comparison result_files",
     },
     {"": "create_model generate"},

@@ -186,26 +186,26 @@ def _refuse_without_text(source: Windows, stretches: Sequence[Stretch]) -> None:
 
 
 def _chosen(source: Windows, stretches: Sequence[Stretch], encode: Encode, wanted: int, limit: float) -> HeldOut:
-    """Rows from the beginning of each stretch, which share out the tokens `wanted` and the `limit` of bytes."""
+    """Rows from the beginning of each stretch, which share out the tokens `wanted` and the `limit` of bytes.
+
+    What one of them leaves of its part, because its next document is too long, the later ones have too. Where no
+    document fits so, the first one anywhere that is short enough.
+    """
     ranges: dict[int, list[tuple[int, int]]] = {}
     tokens = size = 0
     for number, stretch in enumerate(stretches, 1):
         part = number / len(stretches)
         for row, content, row_bytes in _rows(source, stretch):
-            if tokens >= wanted * part:
+            if tokens >= wanted * part or size + row_bytes > limit * part:
                 break
-            if not row_bytes:
-                continue
-            if size + row_bytes > limit * part:
-                if ranges:
-                    break  # the next places have more room
-                continue
-            own = ranges.setdefault(stretch.unit, [])
-            if own and own[-1][1] == row:
-                own[-1] = (own[-1][0], row + 1)
-            else:
-                own.append((row, row + 1))
-            tokens, size = tokens + len(encode([content])[0]), size + row_bytes
+            if row_bytes:
+                own = ranges.setdefault(stretch.unit, [])
+                joins = bool(own) and own[-1][1] == row
+                own[-1:] = [(own[-1][0], row + 1)] if joins else [*own[-1:], (row, row + 1)]
+                tokens, size = tokens + len(encode([content])[0]), size + row_bytes
+    if not ranges:
+        rows = ((stretch.unit, row, size) for stretch in stretches for row, _, size in _rows(source, stretch))
+        ranges = {unit: [(row, row + 1)] for unit, row, size in islice((r for r in rows if 0 < r[2] <= limit), 1)}
     return HeldOut(ranges)
 
 

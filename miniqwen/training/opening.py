@@ -31,6 +31,7 @@ from miniqwen.training.ending import closing_summary
 from miniqwen.training.optimizers import make_optimizer
 from miniqwen.training.output_folder import OutputFolder, open_output_dir, versions
 from miniqwen.training.preemption import StopRequest
+from miniqwen.training.preview import show_preview
 from miniqwen.training.question_task import question_task
 from miniqwen.training.resuming import check_batch, continued
 from miniqwen.training.samples import fitting
@@ -94,10 +95,11 @@ class Run:
 
 
 @contextlib.contextmanager
-def open_run(config: TrainConfig, stop: StopRequest) -> Iterator[Run]:
+def open_run(config: TrainConfig, stop: StopRequest) -> Iterator[Run | None]:
     """Everything that a run needs, on every rank; raises `UserError` for what cannot be had or contradicts itself.
 
-    The output folder is this run's alone until the end of the block.
+    The output folder is this run's alone until the end of the block. With `--preview` there is no run: it is only shown
+    what one would be made of.
     """
     runtime = Runtime(config)
     runtime.agree({**versions(), **config.alike})
@@ -109,7 +111,7 @@ def open_run(config: TrainConfig, stop: StopRequest) -> Iterator[Run]:
         lock.release()
 
 
-def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: FolderLock) -> Run:
+def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: FolderLock) -> Run | None:
     found = runtime.on_main(lambda: open_output_dir(config))
     stop.forget_stale_file()
     with runtime.together():  # what only one rank finds amiss ends all of them
@@ -137,6 +139,12 @@ def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: Fold
         runtime.print("the data begins anew: the checkpoint was made in another order")
         progress = replace(progress, cursor={})
 
+    if config.preview:
+        for line in (*task.notes, *lowered):
+            runtime.print(line)
+        show_preview(config, task, steps, progress, runtime)
+        runtime.close()
+        return None
     model, optimizer, parameters = _spread(config, runtime, source, checkpoint)
     if checkpoint:
         runtime.print(f"continuing from {checkpoint.folder}, update {progress.step}")
