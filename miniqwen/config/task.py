@@ -133,24 +133,21 @@ class TaskFlags(DataFlags):
         """Which data set this is, and what must be said of one that the project does not know."""
         found: list[str] = []
         given = tuple(self.named.values())
-        text, questions, unknown = (
-            [name for name in given if kind(name)]
-            for kind in (lambda n: n in BOTH, lambda n: n in QA_DATASETS, lambda n: n not in KNOWN)
-        )
-        known_qa = bool(questions)
+        text, questions = [name for name in given if name in BOTH], [name for name in given if name in QA_DATASETS]
+        unknown = [name for name in given if name not in KNOWN]
         if unknown and not (text or questions or self.task or self.text_column or self.question_column):
             are = "is not a data set" if len(unknown) == 1 else "are no data sets"
             found.append(f"--task: say pretrain or finetune, {', '.join(unknown)} {are} the project knows")
         if (text and self.resolved_task == "finetune") or (questions and self.resolved_task == "pretrain"):
             kind = "text (pretrain)" if text else "questions (finetune)"
-            found.append(f"--task {self.resolved_task} contradicts --dataset_name {' '.join(text or questions)}, "
-                         f"which is {kind}")  # fmt: skip
+            names = " ".join(text or questions)
+            found.append(f"--task {self.resolved_task} contradicts --dataset_name {names}, which is {kind}")
         if len(given) > 1 and self.resolved_task == "finetune":
             found.append("--dataset_name: fine-tuning is on the questions of one data set")
         if len(unknown) > 1 and self.dataset_config_name:
             found.append(f"--dataset_config_name: whose, of {', '.join(unknown)}? Say it under `sources:` in --config")
         found += source_problems(self.sources or {}, self.named)
-        if self.resolved_task == "finetune" and not known_qa and not (self.question_column and self.answer_column):
+        if self.resolved_task == "finetune" and not questions and not (self.question_column and self.answer_column):
             found.append("--question_column and --answer_column are needed to fine-tune on QA data of your own")
         if self.on_bad_data == "skip" and (self.resolved_task == "finetune" or self.token_cache):
             found.append("--on_bad_data skip is for streamed text: questions and token caches are read whole before")

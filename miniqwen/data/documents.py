@@ -133,7 +133,7 @@ class Order:
         self._skip_bad = skip_bad
         self._key = (seed, name_key(source.name))
         self._stripes = self._stripes_of_units()
-        self._pieces = functools.lru_cache(maxsize=4)(self._permuted_pieces)
+        self._pieces = functools.lru_cache(maxsize=2)(self._permuted_pieces)
 
     def _stripes_of_units(self) -> np.ndarray:
         """Into how many pieces each unit is cut; a large one, which can be entered at each window, finely."""

@@ -8,6 +8,7 @@ files that are fetched whole the first one only.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -104,7 +105,7 @@ def hold_out(
         if stored is not None:
             held = HeldOut.from_json(stored, source)
         elif wanted:
-            held = _chosen(source, stretches, encode, wanted, text_bytes if share is None else share * text_bytes)
+            held = _chosen(source, stretches, encode, wanted, math.inf if share is None else share * text_bytes)
         if held.count or stored is not None or not wanted:
             break
     if not text_bytes:
@@ -140,7 +141,9 @@ def _groups(source: Windows) -> Iterator[list[tuple[int, list[float]]]]:
         size = max(int(units.sizes[some[number]]), 1)
         found.setdefault(int(some[number]), []).append((place - (int(ends[number]) - size)) / size)
     with ThreadPoolExecutor(READING_THREADS) as pool:  # requests take time, and units stay in memory for a while
-        list(pool.map(source.starts, found))
+        for count, unit in zip(pool.map(lambda unit: len(source.starts(unit)), found), found, strict=True):
+            if count == 2:
+                pool.submit(source.read, unit, 0)
     yield list(found.items())
 
 
@@ -150,8 +153,6 @@ def _stretches(source: Windows, unit: int, fractions: Sequence[float]) -> Iterat
     rows = np.unique((np.array(fractions) * starts[-1]).astype(int))
     if len(starts) > 2:
         rows = np.unique(starts[np.searchsorted(starts, rows, side="right") - 1])
-    elif len(fractions) == PLACES:
-        rows[:1] = 0  # a source of a single unit is looked at from its beginning on
     for start, stop in pairwise([*rows.tolist(), int(starts[-1])]):
         if start < stop:
             yield Stretch(unit, start, stop)

@@ -201,9 +201,7 @@ class Reading:
                 strand = self._strands[slot] = Strand(self._next_piece)
                 self._next_piece += 1
             if slot not in self._rows:
-                rows: Iterator[Row] = iter(
-                    ()
-                )  # a piece that is not there any more, where the data was changed under a cursor
+                rows: Iterator[Row] = iter(())  # of a piece that is gone: the data was changed under a cursor
                 if strand.piece < len(self._pieces):
                     place = Place(strand.window, strand.row)
                     rows = self._order.rows(self._epoch, self._piece(strand), place)
