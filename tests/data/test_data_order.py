@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from runs import article, run_script, write_parquet
 from transformers import PreTrainedTokenizerBase
 
@@ -263,7 +264,7 @@ def test_validation_text_is_held_out_alike_and_each_token_of_it_counted_once(
 
 def write_cache(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, root: Path) -> list[tuple[str, int, int]]:
     told: list[tuple[str, int, int]] = []
-    for name in ("wikipedia", "arxiv"):
+    for name in config.named.values():
         source = resolve(name, config).source("train", ("text",))
         write_token_cache(root, source, tokenizer, lambda *done: told.append(done))
     return told
@@ -456,6 +457,24 @@ def test_a_mixture_of_three_with_documents_that_are_cut_again_and_again_has_the_
     _, cursor = run(config, tokenizer, WHOLE)
     open_strands = [strand for lane in cursor.values() for strand in lane["sources"]["notes.jsonl"]["strands"]]
     assert sum(strand is not None and strand[3] > 0 for strand in open_strands) > BLOCKS  # cut, and to be gone on with
+
+
+def test_a_token_cache_of_three_sources_gives_the_blocks_and_the_validation_text_of_streaming(
+    model: Path, mirror: Path, notes: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    streaming = mixture_of_three(model, mirror, notes)
+    write_cache(streaming, tokenizer, tmp_path)
+    cached = mixture_of_three(model, mirror, notes, token_cache=str(tmp_path))
+    assert run(cached, tokenizer, Part(2, 4, 1, 1, 14)) == run(streaming, tokenizer, WHOLE)
+    first, second = (tasks_of(config, tokenizer, WHOLE)[0] for config in (streaming, cached))
+    assert (first.identity, first.held_out, first.source_bytes) == (
+        second.identity,
+        second.held_out,
+        second.source_bytes,
+    )
+    for name, batches in first.validation.items():
+        for one, other in zip(batches, second.validation[name], strict=True):
+            assert torch.equal(one.input_ids, other.input_ids)
 
 
 @pytest.mark.parametrize("updates_apart", [1, 2])
