@@ -59,7 +59,7 @@ def question_task(config: TrainConfig, repository: Repository, tokenizer: PreTra
         updates=lambda cursor: prefetched(
             update.with_bytes(bytes_of_tokens) for update in example_updates(epoch_rows, batch, plan, cursor)
         ),
-        validation=shared_out(held.examples, plan, config.per_device_eval_batch_size, example_batch),
+        validation={"": shared_out(held.examples, plan, config.per_device_eval_batch_size, example_batch)},
         identity=plain(
             {
                 "source": repository.source(config.train_split, ()).identity(), "examples": len(fits.examples),
