@@ -130,12 +130,12 @@ def measure(name: str, given: argparse.Namespace, tokenizer: Any, folder: Path) 
     from miniqwen.data.repositories import resolve
     from miniqwen.eval.causal_models import load_causal_model, scorer
     from miniqwen.questions.protocols import encode_prompt, make_prompts
-    from miniqwen.questions.rows import read_questions
+    from miniqwen.questions.splits import Wanted, read_splits
     from miniqwen.questions.templates import Template
 
     config = EvalConfig(dataset_name=name, data_root=str(given.data_root), protocol="harness")
     split = config.split_of(name)
-    questions = read_questions(resolve(name, config), split, name, config, need_answers=True)
+    (questions,) = read_splits(resolve(name, config), name, config, [Wanted(split)]).questions
     places = files_of(name, given.data_root)
     ours, theirs = scorer(load_causal_model(folder)), AutoModelForCausalLM.from_pretrained(folder)
     ratios, seconds, furthest = [], [], 0.0
@@ -182,7 +182,7 @@ def main() -> None:
     from miniqwen.data.repositories import resolve
     from miniqwen.demo import write_demo
     from miniqwen.model.tokenization_miniqwen import load_tokenizer, train_tokenizer
-    from miniqwen.questions.rows import read_questions
+    from miniqwen.questions.splits import Wanted, read_splits
 
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(given.threads)
@@ -194,7 +194,7 @@ def main() -> None:
         tokenizer = load_tokenizer(given.tokenizer) if given.tokenizer else None
         if tokenizer is None:
             flags = EvalConfig(dataset_name="sciq", data_root=str(given.data_root))
-            texts = read_questions(resolve("sciq", flags), "train", "sciq", flags, need_answers=True)
+            (texts,) = read_splits(resolve("sciq", flags), "sciq", flags, [Wanted("train")]).questions
             tokenizer = train_tokenizer((" ".join((one.support, one.question, *one.choices)) for one in texts), 16_384)
         folder = Path(scratch, "model")
         random_model(len(tokenizer)).save_pretrained(folder)

@@ -43,6 +43,9 @@ class EvalConfig(DataFlags):
         "file of predictions", group="data")  # fmt: skip
     train_split: str = flag("train", "split that --num_fewshot and --check_contamination read", group="data")
     max_eval_samples: int | None = flag(None, "the first N rows only", group="data", least=1)
+    on_bad_data: str = flag(
+        "error", "rows whose question, choices or answer cannot be read: list them, or skip them, counted and told",
+        group="data", choices=("error", "skip"))  # fmt: skip
     check_contamination: bool = flag(
         False, "look for the questions in --train_split, and report accuracy with and without those that are there",
         group="data")  # fmt: skip

@@ -42,7 +42,8 @@ class TaskFlags(DataFlags):
         group="data", path=True)  # fmt: skip
     on_bad_data: str = flag(
         "error", "text that cannot be read (a broken page, gzip stream, line or UTF-8; a row that is no text): stop, "
-        "with a checkpoint, or skip the whole unit (row group, slice, gzipped file; or that row), counted and told",
+        "with a checkpoint, or skip the whole unit (row group, slice, gzipped file; or that row), counted and told; of "
+        "questions, rows whose question, choices or answer cannot be read",
         group="data", choices=("error", "skip"))  # fmt: skip
     data_lanes: int | None = flag(
         None, "parallel streams of documents (default: blocks per update of the first run); part of the data order",
@@ -122,8 +123,8 @@ class TaskFlags(DataFlags):
             found.append(f"--task {self.task} contradicts --dataset_name {self.dataset_name}, which is {kind}")
         if self.resolved_task == "finetune" and not known_qa and not (self.question_column and self.answer_column):
             found.append("--question_column and --answer_column are needed to fine-tune on QA data of your own")
-        if self.on_bad_data == "skip" and (self.resolved_task == "finetune" or self.token_cache):
-            found.append("--on_bad_data skip is for streamed text: questions and token caches are read whole before")
+        if self.on_bad_data == "skip" and self.token_cache:
+            found.append("--on_bad_data skip is for text and questions as they are read: a token cache was read before")
         if self.mixture is not None:
             found += mixture_problems(self.mixture, self.dataset_name)
         if self.preprocessing_num_workers < 0:

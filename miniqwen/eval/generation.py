@@ -21,8 +21,9 @@ from miniqwen.errors import UserError
 from miniqwen.eval.causal_models import end_tokens
 from miniqwen.eval.metrics import normalised_answer
 from miniqwen.eval.scoring import Halving, model_positions
+from miniqwen.questions.choices import LABELS
 from miniqwen.questions.protocols import Request
-from miniqwen.questions.rows import LABELS, Question
+from miniqwen.questions.rows import Question
 
 # A letter by itself: at the beginning, in brackets, or behind "answer is" and "answer:"; "A dog" names no choice.
 LETTER = regex.compile(r"(?:^\s*|\(|(?i:\banswer(?:\s+is)?)\s*:?\s*\(?)([A-Z])(?=\s*(?:[.):,]|$|\n))")

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import regex
 
+from miniqwen.questions.choices import LABELS
 from miniqwen.questions.protocols import Request
-from miniqwen.questions.rows import LABELS, Question
+from miniqwen.questions.rows import Question
 
 Z_95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 BINS = 10

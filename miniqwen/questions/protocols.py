@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 
 from miniqwen.config.evaluating import EvalConfig
 from miniqwen.errors import UserError
+from miniqwen.questions.choices import LABELS
 from miniqwen.questions.examples import encode_completions
-from miniqwen.questions.rows import LABELS, Question
+from miniqwen.questions.rows import Question
 from miniqwen.questions.templates import EVALUATION_SEED, Template, choice_order, shuffle_choices
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from miniqwen.config.evaluating import EvalConfig
 from miniqwen.config.training import TrainConfig
 from miniqwen.errors import UserError
 from miniqwen.files import write_json
-from miniqwen.questions.rows import LABELS, Question
+from miniqwen.questions.choices import LABELS
+from miniqwen.questions.rows import Question
 
 TEMPLATE_FILE = "prompt_templates.json"
 PROMPT_FIELDS = ("question", "choices", "support")

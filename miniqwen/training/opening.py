@@ -144,7 +144,8 @@ def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: Fold
     task = replace(task, samples=fitting(task.samples, positions))
     output = None
     if runtime.is_main:
-        output = OutputFolder(config, bare, tokenizer, task.template, identity, steps.total, lock)
+        beside = [kept for kept in (task.template, task.reading) if kept]
+        output = OutputFolder(config, bare, tokenizer, beside, identity, steps.total, lock)
     known_to_wandb = checkpoint.wandb_run_id if checkpoint else None
     tracker = Tracker(config, runtime.is_main, progress.step, steps.total, known_to_wandb)
     if output:
@@ -201,5 +202,5 @@ def make_task(
     if not config.streaming:
         repositories = {name: repository.downloaded() for name, repository in repositories.items()}
     if config.resolved_task == "finetune":
-        return question_task(config, next(iter(repositories.values())), tokenizer, plan)
+        return question_task(config, repositories, tokenizer, plan)
     return text_task(config, repositories, tokenizer, plan, lanes)

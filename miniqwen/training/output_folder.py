@@ -13,7 +13,7 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from miniqwen.files import publish, sync, sync_all, write_json, write_text
 from miniqwen.lock import FolderLock
 from miniqwen.model.modeling_miniqwen import describe_model
 from miniqwen.model.tokenization_miniqwen import save_tokenizer
+from miniqwen.questions.readings import Reading
 from miniqwen.questions.templates import Template
 from miniqwen.training.resuming import checkpoint_to_resume
 
@@ -103,16 +104,16 @@ class OutputFolder:
         config: TrainConfig,
         model: torch.nn.Module,
         tokenizer: PreTrainedTokenizerBase,
-        template: Template | None,
+        beside: Sequence[Template | Reading],
         identity: Mapping[str, Any],
         total_steps: int,
         lock: FolderLock | None = None,
     ) -> None:
-        """`lock`: the right to write there, which may be lost on the way."""
+        """`beside`: what is kept beside a model; `lock`: the right to write there, which may be lost on the way."""
         self._lock = lock
         self.folder = Path(str(config.output_dir))
         self._config, self._model, self._tokenizer = config, model, tokenizer
-        self._template, self._identity, self._total_steps = template, identity, total_steps
+        self._beside, self._identity, self._total_steps = beside, identity, total_steps
         self._background = Background()
 
     def start(self, progress: Progress, wandb_run_id: str | None, recorded: Mapping[str, Any]) -> None:
@@ -247,8 +248,8 @@ class OutputFolder:
         """What makes a folder with weights a model's folder."""
         describe_model(self._model, folder, dtype)
         save_tokenizer(self._tokenizer, folder)
-        if self._template:
-            self._template.save(folder)
+        for kept in self._beside:
+            kept.save(folder)
 
 
 def note_end(folder: Path, status: str, reason: str) -> None:

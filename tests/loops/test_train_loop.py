@@ -364,6 +364,17 @@ def test_data_of_ones_own_trains_from_local_files(model: Path, mirror: Path, tmp
     columns = ["--question_column", "ask", "--choices_column", "a,b,c", "--answer_column", "right"]
     train(model, mirror, tmp_path / "qa", "--dataset_name", questions, *columns, *FINETUNE)
     assert any("eval_accuracy" in line for line in lines(tmp_path / "qa"))
+    test = tmp_path / "test.csv"  # its own answers could be numbers from 1 as well: the model's reading decides
+    test.write_text("ask,a,b,c,right\nWhich is it?,stone,river,light,1\n")
+    given = ["--model_path", tmp_path / "qa", "--dataset_name", test, "--split", "train", *columns]
+    done = run_script("eval_loop.py", *given, "--output_dir", tmp_path / "answers")
+    assert done.returncode == 0, done.stderr
+    assert "answers are read as the numbers of choices from 0, e.g. test.csv, row 0: '1' → 'river'" in done.stdout
+    (sample,) = json.loads((tmp_path / "answers" / "test.json").read_text())["samples"]
+    assert sample["answer"] == "river"
+    (tmp_path / "qa" / "answer_reading.json").unlink()
+    asked = run_script("eval_loop.py", *given, "--output_dir", tmp_path / "asked")
+    assert (asked.returncode, "--answer_is number_from_1" in asked.stderr) == (2, True)
 
 
 def test_half_precision_halves_the_final_model_and_keeps_fp32_checkpoints(
@@ -473,7 +484,7 @@ def test_broken_rows_and_empty_splits_are_named(model: Path, mirror: Path, tmp_p
     assert "texts.jsonl: byte 0, line 1 is not JSON" in refused(*given, *text, "--dataset_name", broken)
     columns = ["--question_column", "q", "--answer_column", "a", "--choices_column", "c"]
     quiz = tmp_path / "quiz.jsonl"
-    quiz.write_text('{"q": "x?", "c": ["1", "2"], "a": "1"}\n{"q": "y?", "c": ["1", "2"], "a": null}\n')
+    quiz.write_text('{"q": "x?", "c": ["u", "v"], "a": "u"}\n{"q": "y?", "c": ["u", "v"], "a": null}\n')
     assert "row 1" in refused(*given, "--dataset_name", quiz, *columns)
     quiz.write_text("")
     assert "no rows" in refused(*given, "--dataset_name", quiz, *columns)

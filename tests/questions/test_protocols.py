@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from miniqwen.config.evaluating import EvalConfig
 from miniqwen.errors import UserError
 from miniqwen.model.tokenization_miniqwen import train_tokenizer
+from miniqwen.questions.choices import LABELS
 from miniqwen.questions.examples import training_example
 from miniqwen.questions.protocols import encode_prompt, leading_tokens, make_prompts, unconditional_request
-from miniqwen.questions.rows import LABELS, Question
+from miniqwen.questions.rows import Question
 from miniqwen.questions.templates import EVALUATION_SEED, Template, shuffle_choices
 
 ASKED = Question("q1", " Which gas?", ("neon", "oxygen", "a slow river"), 1, "oxygen", "  Air has it.")
