@@ -22,11 +22,12 @@ FLOORS: tuple[dict[str, str], ...] = (
     },
     {"data": "patience hub formats units sources repositories windows documents token_cache packing tokenizer_text "
              "pretrained"},
-    {"questions": "choices readings rows splits templates examples protocols"},
+    {"questions": "texts choices readings rows splits templates examples protocols"},
     {
         "training": "prefetching batches samples task text_task question_task optimizers preemption bad_updates "
                     "resuming output_folder tracking ending opening",
-        "eval": "causal_models choice_rows scoring metrics generation dialogue answers comparison result_files",
+        "eval": "causal_models choice_rows scoring metrics extraction generation dialogue answers comparison "
+                "result_files",
     },
     {"": "create_model generate"},
 )  # fmt: skip

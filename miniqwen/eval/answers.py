@@ -17,10 +17,11 @@ from typing import Any
 from miniqwen.config.evaluating import EvalConfig
 from miniqwen.config.flags import RECORDED
 from miniqwen.eval import metrics
-from miniqwen.eval.generation import extract
+from miniqwen.eval.extraction import extract
 from miniqwen.eval.metrics import NORMALISATIONS, ChoiceScores
 from miniqwen.questions.protocols import Prompt, Request
 from miniqwen.questions.rows import Question
+from miniqwen.questions.texts import normalised_answer
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Answer:
             return None
         if question.choices:
             return self.choice == question.answer_index
-        return metrics.normalised_answer(str(self.generated)) == metrics.normalised_answer(question.answer)
+        said = normalised_answer(str(self.generated))
+        return said == normalised_answer(question.answer) and said != ""
 
     def sample(self) -> dict[str, Any]:
         """The question's record. Scores are log-likelihoods in the order of `choices`."""

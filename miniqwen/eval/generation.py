@@ -1,8 +1,7 @@
-"""What the model writes when it is asked, and which choice that is.
+"""What the model writes when it is asked.
 
 Promises: greedy, or sampled by a seed that gives the same texts on any number of processes with the same batch size;
-stops at the end token. An answer is looked for by rules of plain patterns, in order; a text in which none finds one is
-counted as such, not guessed. Costs: batches of prompts of like length, padded on the left, with a cache of keys and
+stops at the end token. Costs: batches of prompts of like length, padded on the left, with a cache of keys and
 values; memory grows with the batch.
 """
 
@@ -11,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import regex
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,14 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from miniqwen.config.evaluating import EvalConfig
 from miniqwen.errors import UserError
 from miniqwen.eval.causal_models import end_tokens
-from miniqwen.eval.metrics import normalised_answer
 from miniqwen.eval.scoring import Halving, model_positions
-from miniqwen.questions.choices import LABELS
 from miniqwen.questions.protocols import Request
-from miniqwen.questions.rows import Question
-
-# A letter by itself: at the beginning, in brackets, or behind "answer is" and "answer:"; "A dog" names no choice.
-LETTER = regex.compile(r"(?:^\s*|\(|(?i:\banswer(?:\s+is)?)\s*:?\s*\(?)([A-Z])(?=\s*(?:[.):,]|$|\n))")
 
 
 def generate_rounds(
@@ -85,43 +77,3 @@ def _generate(
 
 def _until(row: list[int], ends: set[int]) -> list[int]:
     return row[: next((place for place, token in enumerate(row) if token in ends), len(row))]
-
-
-def extract(text: str, question: Question, rules: Sequence[str]) -> tuple[int | None, str | None]:
-    """(index of the choice that `text` names, the rule that found it); (None, None) where no rule finds one.
-
-    letter: A, B., (C), "the answer is D", of the letters in the order of presentation. text: a choice's words stand in
-    the text; the one that comes first, and of those that begin at one place the longest. last_line: the last line that
-    is not empty is a choice, but for case, punctuation and articles, or its letter.
-    """
-    for rule in rules:
-        index = RULES[rule](text, question.choices)
-        if index is not None:
-            return index, rule
-    return None, None
-
-
-def _letter(text: str, choices: Sequence[str]) -> int | None:
-    found = (LABELS.index(match[1]) for match in LETTER.finditer(text))
-    return next((index for index in found if index < len(choices)), None)
-
-
-def _choice_text(text: str, choices: Sequence[str]) -> int | None:
-    places = []
-    for index, choice in enumerate(choices):
-        match = regex.search(rf"(?<!\w){regex.escape(choice.strip())}(?!\w)", text, regex.IGNORECASE)
-        if match:
-            places.append((match.start(), -len(choice), index))
-    return min(places)[2] if places else None
-
-
-def _last_line(text: str, choices: Sequence[str]) -> int | None:
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
-        return None
-    said = normalised_answer(lines[-1])
-    same = [index for index, choice in enumerate(choices) if normalised_answer(choice) == said]
-    return same[0] if same else _letter(lines[-1], choices)
-
-
-RULES = {"letter": _letter, "text": _choice_text, "last_line": _last_line}

@@ -1,4 +1,4 @@
-"""Answers found in generated text, and what a model really writes."""
+"""What a model really writes when it is asked."""
 
 from __future__ import annotations
 
@@ -8,41 +8,10 @@ from transformers import PreTrainedTokenizerBase
 
 from miniqwen.config.evaluating import EvalConfig
 from miniqwen.errors import UserError
-from miniqwen.eval.generation import extract, generate_rounds
+from miniqwen.eval.generation import generate_rounds
 from miniqwen.model.modeling_miniqwen import MiniQwenConfig, MiniQwenForCausalLM
 from miniqwen.model.tokenization_miniqwen import train_tokenizer
 from miniqwen.questions.protocols import Request
-from miniqwen.questions.rows import Question
-
-ASKED = Question("q", "Which?", ("red", "dark red", "the moon", "Bern"), 0, "red")
-ALL = ("letter", "text", "last_line")
-
-
-@pytest.mark.parametrize(
-    ("text", "rules", "choice", "rule"),
-    [
-        ("B", ALL, 1, "letter"),
-        ("(C) the moon", ALL, 2, "letter"),
-        ("D. Bern", ALL, 3, "letter"),
-        ("The answer is B.", ALL, 1, "letter"),
-        ("I think... answer: (A)", ALL, 0, "letter"),
-        ("E", ALL, None, None),  # there is no such choice
-        ("A dog is red", ALL, 0, "text"),  # "A" begins a sentence here
-        ("dark red", ALL, 1, "text"),  # the longest of those that begin at one place
-        ("first dark red, then red", ALL, 1, "text"),
-        ("RED!", ALL, 0, "text"),
-        ("reddish", ALL, None, None),
-        ("hm\n\nMoon", ALL, 2, "last_line"),
-        ("red\nBern", ("last_line",), 3, "last_line"),
-        ("red\n(B)", ("last_line",), 1, "last_line"),
-        ("", ALL, None, None),
-        ("no idea", ALL, None, None),
-    ],
-)
-def test_rules_find_the_choice_that_a_text_names(
-    text: str, rules: tuple[str, ...], choice: int | None, rule: str | None
-) -> None:
-    assert extract(text, ASKED, rules) == (choice, rule)
 
 
 @pytest.fixture(scope="module")
