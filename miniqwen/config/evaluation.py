@@ -43,6 +43,11 @@ class EvaluationFlags(PromptFlags):
     def larger_is_better(self) -> bool:
         return self.greater_is_better if self.greater_is_better is not None else self.best_metric != "eval_loss"
 
+    @property
+    def best_is(self) -> str:
+        """What makes a model the best, in words: bests of other metrics cannot be compared with it."""
+        return f"the {'largest' if self.larger_is_better else 'smallest'} {self.best_metric}"
+
     def problems(self) -> list[str]:
         found = super().problems()
         metrics = (

@@ -100,7 +100,7 @@ def confidence_interval(accuracy: float, count: int) -> tuple[float, float]:
     z2 = Z_95**2 / count
     centre = (accuracy + z2 / 2) / (1 + z2)
     half = Z_95 / (1 + z2) * math.sqrt(accuracy * (1 - accuracy) / count + z2 / (4 * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return centre - half if accuracy > 0 else 0.0, centre + half if accuracy < 1 else 1.0
 
 
 def classes(predicted: Sequence[int | None], right: Sequence[int], places: int) -> dict[str, Any]:
@@ -108,8 +108,9 @@ def classes(predicted: Sequence[int | None], right: Sequence[int], places: int) 
 
     `per_class`: precision, recall, F1 and support (number of right answers) of each; a place that is never predicted,
     or never right, has precision, or recall, 0. `balanced_accuracy`: mean recall of the places that are right
-    somewhere; `macro_f1`: mean F1 of all. `confusion_matrix`: rows are right answers, columns predictions, the last
-    column those that are none of the choices, where there are any.
+    somewhere; `macro_f1`: mean F1 of those that are right or predicted somewhere, as scikit-learn has it.
+    `confusion_matrix`: rows are right answers, columns predictions, the last column those that are none of the choices,
+    where there are any.
     """
     from sklearn import metrics  # takes a second to import, and training has no use for it
 
@@ -126,7 +127,7 @@ def classes(predicted: Sequence[int | None], right: Sequence[int], places: int) 
             for place, p, r, f, support in zip(labels, *columns, strict=True)
         },
         "balanced_accuracy": float(balanced),
-        "macro_f1": float(np.mean(columns[2])),
+        "macro_f1": float(np.mean([columns[2][place] for place in labels if place in {*right, *said}])),
         "confusion_matrix": metrics.confusion_matrix(right, said, labels=seen)[:places].tolist(),
     }
 

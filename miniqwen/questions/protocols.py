@@ -36,13 +36,21 @@ class Prompt:
     """A question as it is put. `question` has its choices in the order of presentation.
 
     `answers` are the texts that are scored behind `text` and a space, one a choice; `labels` are the letters that the
-    choices have in the data set.
+    choices have in the data set. `by_place`: of choices with the same text only one counts as right, as in the harness.
     """
 
     question: Question
     text: str
     answers: tuple[str, ...]
     labels: tuple[str, ...]
+    by_place: bool = False
+
+    def is_right(self, choice: int | None) -> bool:
+        """Whether a choice is the right one, or says the same."""
+        question = self.question
+        if choice is None or self.by_place:
+            return choice == question.answer_index
+        return question.choices[choice].strip() == str(question.answer).strip()
 
     @property
     def hash(self) -> str:
@@ -135,7 +143,7 @@ def _harness_prompts(name: str, questions: Sequence[Question], train: Sequence[Q
             for shot in (train[index] for index in drawn[:count])
         )
         labels = tuple(LABELS[: len(question.choices)])
-        prompts.append(Prompt(question, shots + put(question), labels if lettered else question.choices, labels))
+        prompts.append(Prompt(question, shots + put(question), labels if lettered else question.choices, labels, True))
     return prompts
 
 

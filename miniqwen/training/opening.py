@@ -130,6 +130,12 @@ def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: Fold
     identity = continued(config, checkpoint, task.identity, steps.total) if checkpoint else task.identity
     progress = checkpoint.progress if checkpoint else Progress()
     progress = progress if found["best"] else progress.without_best()
+    if progress.best_name not in (None, config.best_is):
+        runtime.print(
+            f"the best model so far has {progress.best_name}, and is to have {config.best_is} now: it is chosen among "
+            "the evaluations from here on"
+        )
+        progress = progress.without_best()
 
     model, optimizer, parameters = _spread(config, runtime, source, checkpoint)
     if checkpoint:

@@ -494,3 +494,59 @@ def test_broken_rows_and_empty_splits_are_named(model: Path, mirror: Path, tmp_p
     assert "longer than the training" in refused(
         *given, "--data_root", mirror, "--dataset_name", "sciq", "--warmup_steps", "1000"
     )
+
+
+def test_another_metric_on_resume_chooses_the_best_afresh_and_says_so(
+    model: Path, mirror: Path, tmp_path: Path
+) -> None:
+    flags = ["--dataset_name", "sciq", *FINETUNE[:-4], "--eval_strategy", "steps", "--eval_steps", "2"]
+    train(model, mirror, tmp_path / "out", *flags, "--max_steps", "4")
+    before = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert before["best_metric"] > 1.5, "a loss, which no accuracy could ever beat"
+    again = [*flags, "--max_steps", "8", "--resume_from_checkpoint", "auto", "--metric_for_best_model", "eval_accuracy"]
+    told = train(model, mirror, tmp_path / "out", *again)
+    assert "the best model so far has the smallest eval_loss, and is to have the largest eval_accuracy now" in told
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    found = {line["step"]: line["eval_accuracy"] for line in lines(tmp_path / "out") if "eval_accuracy" in line}
+    assert state["best_metric"] == max(found[step] for step in (6, 8))
+    assert state["best_step"] in (6, 8)
+
+
+def test_a_fine_tuning_that_has_nothing_to_validate_on_is_refused(model: Path, mirror: Path, tmp_path: Path) -> None:
+    source = tmp_path / "quiz.jsonl"
+    rows = [{"q": f"Which {n}?", "c": ["stone", "river"], "a": "stone"} for n in range(30)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    long = tmp_path / "data" / "own" / "quiz"
+    long.mkdir(parents=True)
+    (long / "train.jsonl").write_text(source.read_text())
+    (long / "validation.jsonl").write_text(json.dumps({**rows[0], "q": "stone river " * 80}) + "\n")
+    given = [
+        "--dataset_name",
+        "own/quiz",
+        "--data_root",
+        tmp_path / "data",
+        "--max_seq_length",
+        "64",
+        "--max_steps",
+        "2",
+    ]
+    columns = ["--question_column", "q", "--choices_column", "c", "--answer_column", "a"]
+    flags = ["--model_path", model, "--output_dir", tmp_path / "out", *given, *columns]
+    assert "no example to validate on: none of 1 fits --max_seq_length 64" in refused(
+        *flags, "--eval_strategy", "epoch"
+    )
+
+
+def test_bad_rows_of_questions_are_skipped_in_training_when_that_is_asked_for(
+    model: Path, mirror: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "quiz.jsonl"
+    rows = [{"q": f"Which {n}?", "c": ["stone", "river"], "a": "a" if n != 7 else "z"} for n in range(40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = ["--question_column", "q", "--choices_column", "c", "--answer_column", "a"]
+    flags = ["--dataset_name", file, *columns, *FINETUNE]
+    given = ["--model_path", model, "--output_dir", tmp_path / "no"]
+    assert "row 7: a 'z' is none of the choices" in refused(*given, *flags)
+    told = train(model, mirror, tmp_path / "out", *flags, "--on_bad_data", "skip")
+    assert "1 bad rows are left out (--on_bad_data skip)" in told
+    assert "answers are read as the labels of choices, e.g. quiz.jsonl, row 0: 'a' → 'stone'" in told
