@@ -57,13 +57,13 @@ from miniqwen.eval.result_files import ResultFile, file_stem, model_fingerprint
 from miniqwen.eval.scoring import is_truncated, model_positions, score_rounds
 from miniqwen.files import write_json, write_text
 from miniqwen.model.tokenization_miniqwen import load_tokenizer, tokenizer_fingerprint
-from miniqwen.questions.protocols import Prompt, Request, encode_prompt, make_prompts, unconditional_request
+from miniqwen.questions.protocols import Prompt, Request, chat_of, encode_prompt, make_prompts, unconditional_request
 from miniqwen.questions.readings import Reading
 from miniqwen.questions.rows import Question
 from miniqwen.questions.splits import Read, Wanted, read_splits
 
 ASKED_BY = ("answer_mode", "precision", "unconditional")  # flags that decide answers, beside the prompts
-WRITTEN_BY = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "seed")
+WRITTEN_BY = ("max_new_tokens", "stop", "do_sample", "temperature", "top_p", "top_k", "seed")
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,10 @@ def questions_of(
         repository = resolve(name, config)
         read = questions_and_train(name, repository, config)
     questions, train = read.questions
-    prompts = make_prompts(name, questions, train, template, config)
-    requests = [encode_prompt(tokenizer, prompt, config.protocol) for prompt in prompts]
+    chat = chat_of(tokenizer, str(config.model_path)) if config.apply_chat_template else None
+    prompts = make_prompts(name, questions, train, template, config, chat)
+    writes = config.answer_mode == "generate"
+    requests = [encode_prompt(tokenizer, prompt, config.protocol, writes) for prompt in prompts]
     alone: list[int] = []
     if config.unconditional:
         numbers: dict[tuple[tuple[int, ...], ...], int] = {}

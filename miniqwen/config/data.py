@@ -15,6 +15,10 @@ from miniqwen.config.flags import Flags, flag
 
 TEXT_DATASETS = ("wikipedia", "arxiv", "both")
 QA_DATASETS = ("sciq", "commonsenseqa")
+HUB_IDS = {
+    "wikimedia/wikipedia": "wikipedia", "common-pile/arxiv_papers": "arxiv", "allenai/sciq": "sciq",
+    "tau/commonsense_qa": "commonsenseqa", "commonsense_qa": "commonsenseqa",
+}  # fmt: skip
 ANSWER_READINGS = ("text", "label", "number", "number_from_1", "column", "added")
 USUAL_DUMP = "20220301.en"  # of Wikipedia, unless another is named
 HUB_TIMEOUT = 1800.0  # seconds
@@ -63,6 +67,12 @@ class DataFlags(Flags):
         None, "column with a supporting passage, for {support} in the template", group="data"
     )
     id_column: str | None = flag(None, "column with a row's id (default: id, else the row number)", group="data")
+
+    def __post_init__(self) -> None:
+        """A data set with a short name is known by its hub id too, unless its columns or configuration are given."""
+        name = self.dataset_name
+        if name in HUB_IDS and not (Path(name).exists() or self.column_flags() or self.dataset_config_name):
+            object.__setattr__(self, "dataset_name", HUB_IDS[name])
 
     def column_flags(self) -> dict[str, str]:
         """The column mapping that was given, by flag name."""

@@ -21,6 +21,7 @@ from miniqwen.model.tokenization_miniqwen import encode_text
 from miniqwen.questions.rows import Question
 from miniqwen.questions.splits import Read, Wanted, read_splits
 from miniqwen.questions.templates import Template
+from miniqwen.questions.texts import plain_text
 
 HELD_OUT_SHARE, HELD_OUT_MAXIMUM = 0.05, 500
 LISTED = 20  # examples that a message names one by one
@@ -49,7 +50,7 @@ def hold_out(
     """
     groups: dict[str, list[Question]] = defaultdict(list)
     for question in questions:
-        groups[" ".join(question.question.lower().split())].append(question)
+        groups[plain_text(question.question)].append(question)
     if len(groups) < 2:
         raise UserError("the training split is too small to hold validation questions out of it: it has one question")
 

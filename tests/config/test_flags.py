@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from miniqwen.config.creating import CreateConfig
+from miniqwen.config.data import DataFlags
 from miniqwen.config.evaluating import EvalConfig
 from miniqwen.config.flags import dump, parse
 from miniqwen.config.preparing import PrepareConfig
@@ -319,3 +320,32 @@ def test_a_path_may_begin_at_home_on_the_command_line_and_in_a_file_and_no_text_
         parse(TrainConfig, [*flags, "--output_dir", "~nobody-here/x"], program="", description="")
     there = parse(PrepareConfig, ["--sciq", "--download=~/mirror"], program="", description="")
     assert there.download == f"{tmp_path}/mirror"
+
+
+def test_a_data_set_with_a_short_name_is_known_by_its_hub_id() -> None:
+    for given, short in {"allenai/sciq": "sciq", "tau/commonsense_qa": "commonsenseqa"}.items():
+        assert DataFlags(dataset_name=given).dataset_name == short
+        assert DataFlags(dataset_name=given, dataset_config_name="default").dataset_name == given
+    assert DataFlags(dataset_name="other/sciq").dataset_name == "other/sciq"
+
+
+def test_files_to_compare_may_have_spaces_and_commas_in_their_paths(tmp_path: Path) -> None:
+    files = [tmp_path / "my run" / "a, b.json", tmp_path / "b.json"]
+    files[0].parent.mkdir()
+    for file in files:
+        file.write_text("{}")
+    config = parse(EvalConfig, ["--compare", *map(str, files)], program="", description="")
+    assert config.compare == tuple(map(str, files))
+
+
+def test_the_help_of_an_evaluation_lists_no_flag_of_text_and_they_are_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(EvalConfig, ["--help"], program="", description="")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--answer_is" in shown
+    for flag in ("--wikipedia_version", "--text_column", "--sample_by", "then the run saves", "accuracy_unconditional"):
+        assert flag not in shown
+    with pytest.raises(UserError, match="--text_column: no such flag"):
+        parse(EvalConfig, ["--text_column", "text"], program="", description="")

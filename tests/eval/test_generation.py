@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from miniqwen.config.evaluating import EvalConfig
 from miniqwen.errors import UserError
-from miniqwen.eval.generation import generate_rounds
+from miniqwen.eval.generation import Drawn, Noise, generate_rounds
 from miniqwen.model.modeling_miniqwen import MiniQwenConfig, MiniQwenForCausalLM
 from miniqwen.model.tokenization_miniqwen import train_tokenizer
 from miniqwen.questions.protocols import Request
@@ -70,13 +70,38 @@ def test_a_text_ends_at_the_end_token(tokenizer: PreTrainedTokenizerBase, model:
     assert free[0] != ""
 
 
-def test_sampled_texts_depend_on_the_seed_and_not_on_the_number_of_processes(
+def test_sampled_texts_depend_on_the_seed_and_not_on_the_number_of_processes_or_the_batch(
     model: MiniQwenForCausalLM, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     one = texts(model, tokenizer, config(do_sample=True, seed=1))
     shares = [texts(model, tokenizer, config(do_sample=True, seed=1), rank=rank, world_size=3) for rank in range(3)]
     assert {index: text for share in shares for index, text in share.items()} == one
     assert texts(model, tokenizer, config(do_sample=True, seed=2)) != one
+    for batch in (1, 5):
+        assert texts(model, tokenizer, config(batch, do_sample=True, seed=1)) == one
+    likely = texts(model, tokenizer, config(do_sample=True, seed=1, top_k=1))
+    assert likely == texts(model, tokenizer, config()) == texts(model, tokenizer, config(do_sample=True, top_p=1e-6))
+
+
+def test_samples_are_as_frequent_as_their_probabilities() -> None:
+    scores = torch.tensor([[1.0, 0.0, -1.0, 2.0]])
+    counts = torch.zeros(4)
+    noise = Noise([Drawn(config(seed=3), 0)])
+    for _ in range(4000):
+        counts[noise(torch.zeros(1, 1), scores).argmax()] += 1
+    assert torch.allclose(counts / 4000, scores.softmax(-1)[0], atol=0.03)
+
+
+def test_a_text_ends_before_the_first_of_the_stops(
+    model: MiniQwenForCausalLM, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    free = texts(model, tokenizer, config())
+    longest = max(free.values(), key=len)
+    stop = longest[len(longest) // 2 :][:2]
+    found = texts(model, tokenizer, config(stop=(stop,)))
+    assert all(found[index] == text.partition(stop)[0].strip() for index, text in free.items())
+    assert found != free
+    assert config(stop=("\\n\\n", "x")).stops == ("\n\n", "x")
 
 
 def test_more_new_tokens_than_positions_are_refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import string
 import sys
 from dataclasses import dataclass
@@ -191,6 +192,38 @@ def test_scores_without_the_question_and_by_byte_are_the_harnesss(
         assert [*own["scores"], *own["unconditional_scores"]] == pytest.approx(sample["lls"], abs=1e-4)
     assert found["accuracies"]["unconditional"]["accuracy"] == figures["acc_mutual_info,none"]
     assert found["accuracies"]["byte"]["accuracy"] == figures["acc_bytes,none"]
+
+
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] | trim }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("shots", [0, 2])
+def test_questions_put_by_a_chat_template_are_the_harnesss(
+    name: str, shots: int, world: World, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "chat"
+    shutil.copytree(folders["trained"], folder)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
+    stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    samples, figures, _ = harness_results(
+        name, files_of(name, world.mirror), stock, tokenizer, str(tmp_path / "cache"), batch_size=4, num_fewshot=shots,
+        limit=ROWS - 3, apply_chat_template=True, fewshot_as_multiturn=True,
+    )  # fmt: skip
+    flags = ("--num_fewshot", str(shots), "--max_eval_samples", str(ROWS - 3), "--apply_chat_template")
+    found = ours(name, folder, world, tmp_path / "out", *flags)
+    for sample, own in zip(samples, found["samples"], strict=True):
+        assert own["prompt_hash"] == sample["prompt_hash"]
+        assert own["scores"] == pytest.approx(sample["lls"], abs=1e-4)
+    assert found["accuracy"] == figures["acc,none"]
+    own_words = ours(name, folder, world, tmp_path / "own", *flags, "--protocol", "miniqwen")
+    assert own_words["samples"][0]["prompt_hash"] != found["samples"][0]["prompt_hash"]
+    assert own_words["num_examples"] == ROWS - 3
 
 
 def test_the_hard_cases_are_met(world: World, folders: dict[str, Path]) -> None:
