@@ -40,7 +40,7 @@ import torch
 
 from miniqwen.checkpoints.checkpoint import Progress
 from miniqwen.config.training import TrainConfig
-from miniqwen.data.packing import data_report, lanes_together
+from miniqwen.data.packing import data_report, lanes_together, read_so_far
 from miniqwen.eval.answers import Answer
 from miniqwen.eval.scoring import score_rounds
 from miniqwen.training.bad_updates import BadUpdates
@@ -49,7 +49,7 @@ from miniqwen.training.opening import Run, open_run
 from miniqwen.training.optimizers import make_schedule, set_learning_rate
 from miniqwen.training.preemption import GivenUp, Preempted, next_update, until_stopped
 from miniqwen.training.samples import completions
-from miniqwen.training.tracking import SHOWN_SAMPLES, Window, loss_metrics
+from miniqwen.training.tracking import SHOWN_SAMPLES, Window, evaluation_metrics, source_metrics
 
 
 def train(run: Run) -> tuple[Progress, bool]:
@@ -106,8 +106,6 @@ def train(run: Run) -> tuple[Progress, bool]:
         skipped = bad_updates.caught(progress, update, losses, grad_norm)  # on every rank alike
         if not skipped:
             window.add_losses(losses, update.num_targets, num_targets, num_bytes)
-        if update.epoch > progress.epoch == 0 and task.updates_per_epoch is None:
-            run.tracker.say(f"update {step + 1}: all of the text was read; it repeats, each time in another order")
         progress = replace(
             progress.with_update(skipped), tokens=progress.tokens + num_tokens, epoch=update.epoch, cursor=update.cursor
         )
@@ -116,9 +114,10 @@ def train(run: Run) -> tuple[Progress, bool]:
         run.tracker.advance(window)
         if progress.step % config.logging_steps == 0 or progress.step in (1, steps.total):
             metrics = window.metrics(runtime, learning_rate, grad_norm, steps.total - progress.step)
-            counts = {"tokens": progress.tokens, "skipped_updates": progress.skipped_updates}
-            met = data_report(dict(enumerate(runtime.gather(lanes_together(progress.cursor)))))
-            run.tracker.train(progress.step, {**metrics, **counts, "epoch": steps.epoch(progress)}, met)
+            counts: dict[str, float] = {"tokens": progress.tokens, "skipped_updates": progress.skipped_updates}
+            read = read_so_far(runtime.gather(lanes_together(progress.cursor)))
+            counts |= {**steps.epoch(progress), **source_metrics(read, task.source_bytes)}
+            run.tracker.train(progress.step, {**metrics, **counts}, data_report(read))
             window = Window(runtime)
 
 
@@ -139,22 +138,25 @@ def evaluated(run: Run, progress: Progress) -> Progress:
 def evaluate(run: Run) -> tuple[dict[str, float], list[dict[str, Any]], list[str]]:
     """`eval_loss`: cross-entropy summed over all validation tokens of all ranks, divided by their number.
 
-    For questions with choices also `eval_accuracy`: the share whose right choice has the highest log-likelihood, and
-    the records of the first of them. Last what the model writes behind each of the task's samples.
-    Raises `GivenUp` on every rank when one is asked to stop.
+    Of several sources also each one's. For questions with choices also `eval_accuracy`: the share whose right choice
+    has the highest log-likelihood, and the records of the first of them. Last what the model writes behind each of the
+    task's samples. Raises `GivenUp` on every rank when one is asked to stop.
     """
     config, task, runtime = run.config, run.task, run.runtime
     model = runtime.evaluable(run.model)
     was_training = model.training
     model.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=runtime.device)
-    for micro_batch in until_stopped(task.validation, run.stop, runtime):
-        loss += model(**vars(micro_batch.to(runtime.device)))
-    num_targets, num_bytes = runtime.sum(
-        sum(batch.num_targets for batch in task.validation),
-        sum(batch.num_bytes(task.token_bytes) for batch in task.validation),
-    )
-    result = loss_metrics(runtime.sum_tensor(loss).item(), num_targets, num_bytes, "eval_")
+    losses = {}
+    for source, micro_batches in task.validation.items():
+        loss = torch.zeros((), dtype=torch.float64, device=runtime.device)
+        for micro_batch in until_stopped(micro_batches, run.stop, runtime):
+            loss += model(**vars(micro_batch.to(runtime.device)))
+        num_targets, num_bytes = runtime.sum(
+            sum(batch.num_targets for batch in micro_batches),
+            sum(batch.num_bytes(task.token_bytes) for batch in micro_batches),
+        )
+        losses[source] = (runtime.sum_tensor(loss).item(), num_targets, num_bytes)
+    result = evaluation_metrics(losses)
     samples: dict[int, dict[str, Any]] = {}
     if task.requests:
         rounds = score_rounds(
@@ -182,6 +184,8 @@ def out_of_patience(config: TrainConfig, progress: Progress) -> bool:
 def main(config: TrainConfig, stop: StopRequest) -> None:
     """One run: open everything, train (or only evaluate), write the final model."""
     with open_run(config, stop) as run:
+        if run is None:  # it was only to be shown what it is made of (--preview)
+            return
         with failures_told(config, run.runtime, stop, run.tracker, run.output):
             if config.trains:
                 progress, stopped = train(run)

@@ -49,7 +49,7 @@ def packed(name: str, given: argparse.Namespace, tokenizer: Any) -> tuple[float,
         dataset_name=name, data_root=str(given.data_root), max_seq_length=given.max_seq_length, packing=True,
         do_qa_format=True,
     )  # fmt: skip
-    task = make_task(config, list_data(config), tokenizer, Plan(4, 1, 0, 1), None)
+    task = make_task(config, list_data(config, tokenizer), tokenizer, Plan(4, 1, 0, 1))
     positions, tokens, examples = 0, 0, []
     for update in itertools.islice(task.updates({}), task.updates_per_epoch):
         tokens += update.num_tokens

@@ -29,9 +29,11 @@ from typing import Any
 
 import numpy as np
 
-from miniqwen.data.documents import HeldOut, LaneOrder, Position
+from miniqwen.data.documents import Order
+from miniqwen.data.held_out import HeldOut
 from miniqwen.data.packing import Cursor
 from miniqwen.data.sources import FOOTERS_KEPT, KEPT_BYTES, LISTING_THREADS
+from miniqwen.data.strands import SourceCursor, Strand
 from miniqwen.data.units import DataFile, Units
 
 LANES = 1024
@@ -43,7 +45,7 @@ FOOTER_BYTES_A_GROUP = 500  # of a file with a few columns
 FILES_A_PAGE = 1000  # of the hub's listing
 PLAN: Mapping[str, float] = {
     "start_seconds": 180,  # 20,000 footers and 2 million units; the Wikipedia takes a second
-    "memory_mb": 6000,  # in one process that runs all 1,024 lanes; falls with the world size
+    "memory_mb": 12_000,  # in one process that runs all 1,024 lanes, each with two units at least; falls with the size
     "cursor_kb": 512,
     "balance": 1.25,  # 64 pieces a lane, a third apart in size: 1 + 3.2 deviations of their sum, and one piece more
 }
@@ -90,6 +92,18 @@ class PlannedWindows:
     def skipped(self, unit: int) -> tuple[str, str] | None:
         return None
 
+    def row_bytes(self, unit: int, window: int) -> np.ndarray:
+        raise NotImplementedError("nothing is read in the simulation")
+
+    def held_bytes(self, unit: int, stripes: int) -> float:
+        return float(self._units.sizes[unit]) / stripes
+
+    def paths(self) -> Sequence[str]:
+        return []
+
+    def fetched_whole(self) -> np.ndarray:
+        return np.zeros(len(self._units), bool)
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -113,16 +127,16 @@ def listing_of(corpus: Corpus) -> dict[str, list[list[int]]]:
     return {f"{number:05}.parquet": [[corpus.rows, int(size)] for size in row] for number, row in enumerate(sizes)}
 
 
-def reads_of(order: LaneOrder, lanes: range, pieces: int, footers: int) -> tuple[int, int, int]:
+def reads_of(order: Order, lanes: range, pieces: int, footers: int) -> tuple[int, int, int]:
     """(units read, their bytes, footers read) while each of `lanes` goes through `pieces` pieces, in turn."""
     sizes = order.source.units().sizes
     files = order.source.units().file
     kept: OrderedDict[int, int] = OrderedDict()
     known: OrderedDict[int, None] = OrderedDict()
     reads = total = opened = held = 0
-    for number in range(min(pieces, order.num_pieces(lanes[-1]))):
-        for lane in lanes:
-            unit = order.piece(0, lane, number).unit
+    units = np.stack([order.pieces(0, lane)[:pieces, 0][: len(order.pieces(0, lanes[-1]))] for lane in lanes], axis=1)
+    for opened_together in units.tolist():
+        for unit in opened_together:
             if unit in kept:
                 kept.move_to_end(unit)
                 continue
@@ -145,26 +159,28 @@ def simulate(corpus: Corpus, world: int, told: str, began_listing: float) -> Fig
     listing = json.loads(told)
     files = [DataFile(path, path, 0) for path in listing]
     units = Units.of(files, listing)
-    order = LaneOrder(PlannedWindows(corpus, units), HeldOut(), 42, LANES)
+    order = Order(PlannedWindows(corpus, units), HeldOut(), 42, LANES)
     lanes = range(LANES // world)
-    first = [order.piece(0, lane, 0) for lane in lanes]
+    first = {int(order.pieces(0, lane)[0, 0]) for lane in lanes}
     computed = perf_counter() - began + began_listing
     requests = -(-corpus.files // FILES_A_PAGE) + corpus.files  # pages of the listing and footers, by rank 0
-    first_reads = 2 * len({piece.unit for piece in first})  # a footer again, where it is not kept, and the row group
+    first_reads = 2 * len(first)  # a footer again, where it is not kept, and the row group
     waited = REQUEST_SECONDS * (requests + first_reads) / LISTING_THREADS
 
     stretch = 64  # pieces of each lane: an epoch of the Wikipedia, the beginning of one of the large corpus
     reads, total, opened = reads_of(order, lanes, stretch, FOOTERS_KEPT)
-    read_units = order._epoch_order(0)
-    piece_bytes = float((units.sizes / order._stripes)[read_units[0]].mean())
+    read_pieces = order._pieces(0)
+    bytes_of_pieces = units.sizes[read_pieces[:, 0]] / read_pieces[:, 2]
+    piece_bytes = float(bytes_of_pieces.mean())
     updates = stretch * piece_bytes / (BLOCK * BYTES_A_TOKEN)  # a lane gives one block to each update
     footer_bytes = opened * corpus.groups * FOOTER_BYTES_A_GROUP
     per_lane = np.zeros(LANES)
-    np.add.at(per_lane, np.arange(len(read_units[0])) % LANES, (units.sizes / order._stripes)[read_units[0]])
+    np.add.at(per_lane, np.arange(len(read_pieces)) % LANES, bytes_of_pieces)
     table = sum(column.nbytes for column in (units.file, units.part, units.rows, units.sizes))
-    orders = 2 * sum(column.nbytes for column in read_units) + order._stripes.nbytes
-    held = len(lanes) * piece_bytes
-    cursor = Cursor({corpus.name: Position(12, 1234, 0, 123)}, {corpus.name: 10**9}, corpus.name, 12345, "0" * 16)
+    orders = 2 * read_pieces.nbytes + order._stripes.nbytes
+    held = len(lanes) * order.layout.strands * piece_bytes
+    strands = (Strand(1234, 0, 123, 1234, 123456),) * order.layout.strands
+    cursor = Cursor(123456, {corpus.name: SourceCursor(12, 1234, 123456, strands, 10**9, 10**9)}, "0" * 16)
     cursors = len(json.dumps({str(lane): cursor.to_json() for lane in range(LANES)}))
     return Figures(
         world, requests + first_reads, len(told) / 1e6, computed + waited, (reads + opened) / updates,

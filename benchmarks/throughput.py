@@ -80,7 +80,7 @@ def updates_of(tokenizer: Any, files: list[Path], column: str, threads: int) -> 
         validation_blocks=1, preprocessing_num_workers=threads,
     )  # fmt: skip
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as the training loop sets it: each worker encodes for itself
-    return make_task(config, list_data(config), tokenizer, Plan(4, 4, 0, 1), None).updates({})
+    return make_task(config, list_data(config, tokenizer), tokenizer, Plan(4, 4, 0, 1)).updates({})
 
 
 def ours(tokenizer: Any, files: list[Path], column: str, threads: int, updates: int) -> int:

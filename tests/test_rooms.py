@@ -20,12 +20,13 @@ FLOORS: tuple[dict[str, str], ...] = (
         "distributed": "zero shards peers ranks launches workarounds backends runtime",
         "checkpoints": "tensor_files background checkpoint",
     },
-    {"data": "patience hub formats units sources repositories windows documents token_cache packing tokenizer_text "
+    {"data": "patience hub formats units sources repositories windows held_out documents strands mixture "
+             "token_cache packing tokenizer_text "
              "pretrained"},
     {"questions": "texts choices readings rows splits templates examples protocols"},
     {
-        "training": "prefetching batches samples task text_task question_task optimizers preemption bad_updates "
-                    "resuming output_folder tracking ending opening",
+        "training": "prefetching batches samples task text_task question_task preview optimizers preemption "
+                    "bad_updates resuming output_folder tracking ending opening",
         "eval": "causal_models choice_rows scoring metrics extraction generation dialogue answers comparison "
                 "result_files",
     },

@@ -15,6 +15,9 @@ from miniqwen.config.flags import Flags, flag
 
 TEXT_DATASETS = ("wikipedia", "arxiv", "both")
 QA_DATASETS = ("sciq", "commonsenseqa")
+BOTH = ("wikipedia", "arxiv")
+KNOWN = (*BOTH, *QA_DATASETS)
+SAMPLE_BY = ("line", "paragraph", "document")
 HUB_IDS = {
     "wikimedia/wikipedia": "wikipedia", "common-pile/arxiv_papers": "arxiv", "allenai/sciq": "sciq",
     "tau/commonsense_qa": "commonsenseqa", "commonsense_qa": "commonsenseqa",
@@ -28,9 +31,10 @@ HUB_TIMEOUT = 1800.0  # seconds
 class DataFlags(Flags):
     """Where text and questions come from: shared by every command that reads data."""
 
-    dataset_name: str | None = flag(
+    dataset_name: str | tuple[str, ...] | None = flag(
         None, "wikipedia, arxiv, both, sciq, commonsenseqa, a hub id (OWNER/NAME), or a local file or folder "
-        "(.parquet, .jsonl, .json, .csv, .txt; also .gz)", group="data", path=True, required=True)  # fmt: skip
+        "(.parquet, .jsonl, .json, .csv, .txt; also .gz); of text several, which are mixed (see --mixture)",
+        group="data", path=True, required=True, several=True)  # fmt: skip
     dataset_config_name: str | None = flag(None, "configuration (subset) of a hub data set", group="data")
     wikipedia_version: str | None = flag(
         None, "Wikipedia dump as DATE.LANGUAGE; one that is no longer served is replaced by the newest of that "
@@ -50,7 +54,7 @@ class DataFlags(Flags):
     )
     sample_by: str = flag(
         "line", "a document of a .txt file: a line, a paragraph (up to a blank line), or the whole file (document), as "
-        "in the text loader of datasets", group="data", choices=("line", "paragraph", "document"))  # fmt: skip
+        "in the text loader of datasets", group="data", choices=SAMPLE_BY)  # fmt: skip
     text_column: str | None = flag(None, "column with the text (text data the project has no name for)", group="data")
     question_column: str | None = flag(None, "column with the question (QA data of your own)", group="data")
     choices_column: str | None = flag(
@@ -70,9 +74,25 @@ class DataFlags(Flags):
 
     def __post_init__(self) -> None:
         """A data set with a short name is known by its hub id too, unless its columns or configuration are given."""
-        name = self.dataset_name
-        if name in HUB_IDS and not (Path(name).exists() or self.column_flags() or self.dataset_config_name):
-            object.__setattr__(self, "dataset_name", HUB_IDS[name])
+        if self.column_flags() or self.dataset_config_name:
+            return
+        names = (self.dataset_name,) if isinstance(self.dataset_name, str) else self.dataset_name or ()
+        short = tuple(name if Path(name).exists() else HUB_IDS.get(name, name) for name in names)
+        if short != names:
+            object.__setattr__(self, "dataset_name", short[0] if len(short) == 1 else short)
+
+    @property
+    def named(self) -> dict[str, str]:
+        """{name: data set as it was given} of `--dataset_name`: `both` is two, and a local one has its file's name.
+
+        Where two files have the same name, they are called as they were given.
+        """
+        names = (self.dataset_name,) if isinstance(self.dataset_name, str) else self.dataset_name or ()
+        given = dict.fromkeys(part for name in names for part in (BOTH if name == "both" else (name,)))
+        local = [name for name in given if name not in KNOWN and Path(name).exists()]
+        short = {name: Path(name).resolve().name if name in local else name for name in given}
+        of_file = list(short.values())
+        return {short[name] if of_file.count(short[name]) == 1 else name: name for name in given}
 
     def column_flags(self) -> dict[str, str]:
         """The column mapping that was given, by flag name."""
@@ -87,22 +107,19 @@ class DataFlags(Flags):
         if not self.dataset_name:
             return found
         qa_columns = [name for name in self.column_flags() if name not in ("text_column", "id_column")]
-        if self.dataset_name in TEXT_DATASETS and self.column_flags():
-            found.append(
-                f"--{next(iter(self.column_flags()))}: the columns of {self.dataset_name} are known; leave it out"
-            )
-        if self.dataset_name in QA_DATASETS and self.column_flags():
-            found.append(
-                f"--{next(iter(self.column_flags()))}: the columns of {self.dataset_name} are known; leave it out"
-            )
-        if self.answer_is and (self.dataset_name in TEXT_DATASETS + QA_DATASETS or not self.choices_column):
+        given = self.named.values()
+        if self.column_flags() and all(name in KNOWN for name in given):
+            flag_given = next(iter(self.column_flags()))
+            found.append(f"--{flag_given}: the columns of {', '.join(given)} are known; leave it out")
+        if self.answer_is and (all(name in KNOWN for name in given) or not self.choices_column):
             found.append(f"--answer_is {self.answer_is} is for questions of your own with --choices_column")
         elif self.answer_is in ("column", "added") and "," not in str(self.choices_column):
             found.append(f"--answer_is {self.answer_is} needs several columns of choices (--choices_column A,B,C)")
         if self.text_column and qa_columns:
             found.append(f"--text_column and --{qa_columns[0]} contradict each other: text data or QA data?")
-        if self.dataset_name not in TEXT_DATASETS + QA_DATASETS:
-            found += unknown_dataset(self.dataset_name)
+        for name in given:
+            if name not in KNOWN:
+                found += unknown_dataset(name)
         if self.hub_timeout < 0:
             found.append(f"--hub_timeout {self.hub_timeout}: must not be negative")
         if self.data_root and not Path(self.data_root).is_dir():

@@ -63,7 +63,9 @@ class EvaluationFlags(PromptFlags):
             found.append("--early_stopping_patience needs evaluations: add --eval_strategy steps")
         if self.eval_strategy == "epoch" and self.resolved_task == "pretrain":
             found.append("--eval_strategy epoch: streamed text has no epochs; use --eval_strategy steps --eval_steps N")
-        ranks_choices = self.dataset_name in QA_DATASETS or self.choices_column or self.resolved_task == "pretrain"
+        ranks_choices = (
+            set(self.named.values()) & set(QA_DATASETS) or self.choices_column or self.resolved_task == "pretrain"
+        )
         if self.best_metric == "eval_accuracy" and not ranks_choices:
             found.append("--metric_for_best_model eval_accuracy needs --choices_column: accuracy ranks choices")
         return found

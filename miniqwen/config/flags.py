@@ -49,16 +49,20 @@ def flag(
     verbatim: bool = False,
     positional: bool = False,
     path: bool = False,
+    several: bool = False,
+    only_yaml: bool = False,
 ) -> Any:
     """A dataclass field with what the command line needs to know of it.
 
     `least`: the smallest value it may have; `verbatim`: a list of texts, not of words; `positional`: a list of what
     belongs to no flag; `path`: may be one, in which `~` is the user's folder, as in `--output_dir=~/run` or in YAML,
-    where no shell has seen it.
+    where no shell has seen it; `several`: one text, or a tuple where more are given; `only_yaml`: a mapping, which no
+    command line can say.
     """
     known = {
         "help": help, "group": group, "choices": choices, "aliases": aliases, "required": required, "least": least,
-        "verbatim": verbatim or positional, "positional": positional, "path": path,
+        "verbatim": verbatim or positional, "positional": positional, "path": path, "several": several,
+        "only_yaml": only_yaml,
     }  # fmt: skip
     return field(default=default, metadata=known)
 
@@ -111,7 +115,12 @@ def parse(
     for name, value in {**in_file, **typed}.items():
         try:
             known = fields[name].metadata
-            values[name] = _convert(value, hints[name], known["choices"], known["verbatim"])
+            if known["only_yaml"]:
+                values[name] = _mapping(value)
+            elif known["several"]:
+                values[name] = _one_or_several(value)
+            else:
+                values[name] = _convert(value, hints[name], known["choices"], known["verbatim"])
             if known["path"]:
                 values[name] = _at_home(values[name])
         except ValueError as error:
@@ -138,7 +147,10 @@ def _argument_parser(kind: type[Flags], program: str, description: str) -> argpa
     parser.add_argument("--config", metavar="FILE.yaml", help="read flags from a YAML file; the command line wins")
     groups: dict[str, Any] = {}
     for f in (f for f in dataclasses.fields(kind) if f.init):
-        meta, default, is_list = f.metadata, f.default, isinstance(f.default, tuple)
+        meta, default = f.metadata, f.default
+        is_list = isinstance(default, tuple) or meta["several"]
+        if meta["only_yaml"]:
+            continue
         if meta["group"] not in groups:
             groups[meta["group"]] = parser.add_argument_group(meta["group"])
         text = meta["help"]
@@ -160,6 +172,9 @@ def _argument_parser(kind: type[Flags], program: str, description: str) -> argpa
 
 
 def _unknown(word: str, fields: Mapping[str, Any]) -> str:
+    known = fields.get(word.lstrip("-").partition("=")[0])
+    if word.startswith("--") and known is not None and known.metadata["only_yaml"]:
+        return f"{word.partition('=')[0]}: goes into a file, for --config"
     if not word.startswith("--"):
         return f"{word!r} is not the value of any flag (quote values that hold spaces)"
     name = word.lstrip("-").partition("=")[0]
@@ -235,6 +250,28 @@ def _convert(value: Any, hint: Any, choices: Sequence[str], verbatim: bool) -> A
     if wanted is str:  # YAML reads a bare `no` as False: `eval_strategy: no` means the word
         return _chosen("no" if value is False and "no" in choices else str(value), choices)
     return _number(value, wanted)
+
+
+def _one_or_several(value: Any) -> str | tuple[str, ...] | None:
+    """A text as it is, of several a tuple; `ValueError` where there is none, or one stands there twice."""
+    if value is None:
+        return None
+    given = list(value) if isinstance(value, (list, tuple)) else [value]
+    if value is BARE or not given or any(isinstance(word, (list, dict)) or word is None for word in given):
+        raise ValueError("needs a name, or several")
+    names = tuple(str(word) for word in given)
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]} is named twice")
+    return names[0] if len(names) == 1 else names
+
+
+def _mapping(value: Any) -> dict[str, dict[str, Any]] | None:
+    """{name: {setting: value}}, as a file says it."""
+    if value is None:
+        return None
+    if not isinstance(value, dict) or any(not isinstance(found, dict) for found in value.values()):
+        raise ValueError("expected `NAME:` with lines `setting: value` under it, in the file of --config")
+    return {str(name): {str(key): setting for key, setting in found.items()} for name, found in value.items()}
 
 
 def _number(value: Any, wanted: type) -> Any:

@@ -5,12 +5,17 @@ Promises: the task follows from the data set where the project knows it, and is 
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
-from miniqwen.config.data import QA_DATASETS, TEXT_DATASETS, DataFlags
+from miniqwen.config.data import BOTH, KNOWN, QA_DATASETS, SAMPLE_BY, DataFlags
 from miniqwen.config.flags import flag
 from miniqwen.config.models import model_problems
+
+SETTINGS = ("dataset_config_name", "text_column", "sample_by", "train_split", "validation_split")  # of one data set
 
 
 @dataclass(frozen=True)
@@ -22,17 +27,26 @@ class TaskFlags(DataFlags):
         None, "pretrain (text) or finetune (questions); follows from the data sets the project knows", group="data",
         choices=("pretrain", "finetune"))  # fmt: skip
     mixture: str | None = flag(
-        None, "shares of tokens for --dataset_name both, as wikipedia=0.7,arxiv=0.3", group="data"
+        None, "shares of tokens for several data sets, as wikipedia=0.3,notes.jsonl=0.7 (default: equal ones)",
+        group="data")  # fmt: skip
+    sources: dict[str, dict[str, Any]] | None = flag(  # noqa: RUF009  # it is a field
+        None, "in the file of --config: settings of single data sets (see README)", group="data", only_yaml=True
     )
     train_split: str = flag("train", "split to train on", group="data")
     validation_split: str | None = flag(
         None, "split to validate on (default: validation; rows held out of the training split where there is none)",
         group="data")  # fmt: skip
     validation_blocks: int = flag(
-        256, "blocks of validation text held out of each source (at most 5 % of a small one)", group="data", least=1
+        256,
+        "blocks of validation text held out of each source (at most 5 % of its text); 0: train on all of it",
+        group="data",
+        least=0,
     )
     max_eval_samples: int | None = flag(
-        None, "evaluate on the first N validation blocks (or questions) only", group="data", least=1
+        None,
+        "evaluate on N validation blocks, shared out over the sources (or the first N questions) only",
+        group="data",
+        least=1,
     )
     allow_data_change: bool = flag(
         False, "resume although the data is not what the checkpoint was made with; the change is recorded", group="data"
@@ -70,7 +84,7 @@ class TaskFlags(DataFlags):
         """`pretrain` or `finetune`: what --task says, else what the data set is, else what the columns say."""
         if self.task:
             return self.task
-        if self.dataset_name in QA_DATASETS or self.question_column:
+        if self.question_column or any(name in QA_DATASETS for name in self.named.values()):
             return "finetune"
         return "pretrain"
 
@@ -88,12 +102,17 @@ class TaskFlags(DataFlags):
         return min(block, self.max_seq_length or block)
 
     @property
-    def shares(self) -> dict[str, float] | None:
-        """`--mixture` as {name: share}, summing to 1; None when it was not given."""
-        if self.mixture is None:
-            return None
-        parsed = {name.strip(): float(share) for name, share in (part.split("=") for part in self.mixture.split(","))}
-        return {name: share / sum(parsed.values()) for name, share in parsed.items()}
+    def shares(self) -> dict[str, float]:
+        """{name: share of the tokens}, summing to 1: `--mixture`, or equal ones."""
+        named = self.named
+        asked = _mixture(self.mixture, named) if self.mixture is not None else dict.fromkeys(named, 1.0)
+        return {name: asked[name] / sum(asked.values()) for name in named}
+
+    def of_source(self, name: str) -> Self:
+        """The flags of one data set alone, with its settings of `sources`."""
+        given = self.named[name]
+        stored = self.sources or {}
+        return dataclasses.replace(self, dataset_name=given, **stored.get(name, stored.get(given, {})))
 
     @property
     def resumes_model_path(self) -> bool:
@@ -113,20 +132,34 @@ class TaskFlags(DataFlags):
 
     def _task_problems(self) -> list[str]:
         """Which data set this is, and what must be said of one that the project does not know."""
-        found = []
-        known_text, known_qa = self.dataset_name in TEXT_DATASETS, self.dataset_name in QA_DATASETS
-        is_known = known_text or known_qa
-        if self.dataset_name and not is_known and not (self.task or self.text_column or self.question_column):
-            found.append(f"--task: say pretrain or finetune, {self.dataset_name} is not a data set the project knows")
-        if (known_text and self.task == "finetune") or (known_qa and self.task == "pretrain"):
-            kind = "text (pretrain)" if known_text else "questions (finetune)"
-            found.append(f"--task {self.task} contradicts --dataset_name {self.dataset_name}, which is {kind}")
+        found: list[str] = []
+        given = tuple(self.named.values())
+        text, questions, unknown = (
+            [name for name in given if kind(name)]
+            for kind in (lambda n: n in BOTH, lambda n: n in QA_DATASETS, lambda n: n not in KNOWN)
+        )
+        known_qa = bool(questions)
+        if unknown and not (text or questions or self.task or self.text_column or self.question_column):
+            are = "is not a data set" if len(unknown) == 1 else "are no data sets"
+            found.append(f"--task: say pretrain or finetune, {', '.join(unknown)} {are} the project knows")
+        if (text and self.resolved_task == "finetune") or (questions and self.resolved_task == "pretrain"):
+            kind = "text (pretrain)" if text else "questions (finetune)"
+            found.append(f"--task {self.resolved_task} contradicts --dataset_name {' '.join(text or questions)}, "
+                         f"which is {kind}")  # fmt: skip
+        if len(given) > 1 and unknown and self.resolved_task == "finetune":
+            found.append(
+                f"--dataset_name {' '.join(given)}: fine-tuning is on {' and '.join(QA_DATASETS)}, "
+                "or on one other data set"
+            )
+        if len(unknown) > 1 and self.dataset_config_name:
+            found.append(f"--dataset_config_name: whose, of {', '.join(unknown)}? Say it under `sources:` in --config")
+        found += source_problems(self.sources or {}, self.named)
         if self.resolved_task == "finetune" and not known_qa and not (self.question_column and self.answer_column):
             found.append("--question_column and --answer_column are needed to fine-tune on QA data of your own")
         if self.on_bad_data == "skip" and self.token_cache:
             found.append("--on_bad_data skip is for text and questions as they are read: a token cache was read before")
         if self.mixture is not None:
-            found += mixture_problems(self.mixture, self.dataset_name)
+            found += mixture_problems(self.mixture, self.named)
         if self.preprocessing_num_workers < 0:
             found.append(f"--preprocessing_num_workers {self.preprocessing_num_workers}: must not be negative")
         if self.token_cache and self.resolved_task == "finetune":
@@ -154,17 +187,46 @@ class TaskFlags(DataFlags):
         return found
 
 
-def mixture_problems(mixture: str, dataset_name: str | None) -> list[str]:
-    """What is wrong with `--mixture`."""
-    if dataset_name != "both":
-        return ["--mixture belongs to --dataset_name both"]
+def _mixture(mixture: str, named: Mapping[str, str]) -> dict[str, float]:
+    """`--mixture` as {name: share}; a data set may be called as it was given. `ValueError` for what is no share."""
+    names = {given: name for name, given in named.items()}
     shares: dict[str, float] = {}
     for part in mixture.split(","):
-        name, _, share = part.partition("=")
+        name, _, share = part.rpartition("=")
+        name = names.get(name.strip(), name.strip())
+        if not name or name in shares:
+            raise ValueError(f"{name} is there twice" if name else f"{part!r} is not NAME=SHARE")
         try:
-            shares[name.strip()] = float(share)
+            shares[name] = float(share)
         except ValueError:
-            return [f"--mixture {mixture}: {part!r} is not NAME=SHARE, as in wikipedia=0.7,arxiv=0.3"]
-    if set(shares) != {"wikipedia", "arxiv"} or any(not 0 < share < float("inf") for share in shares.values()):
-        return [f"--mixture {mixture}: needs a share above 0 for each of wikipedia and arxiv"]
+            raise ValueError(f"{part!r} is not NAME=SHARE, as in wikipedia=0.7,arxiv=0.3") from None
+    return shares
+
+
+def mixture_problems(mixture: str, named: Mapping[str, str]) -> list[str]:
+    """What is wrong with `--mixture`."""
+    if len(named) < 2:
+        return ["--mixture is for several data sets: name them all in --dataset_name"]
+    try:
+        shares = _mixture(mixture, named)
+    except ValueError as error:
+        return [f"--mixture {mixture}: {error}"]
+    if set(shares) != set(named) or any(not 0 < share < float("inf") for share in shares.values()):
+        return [f"--mixture {mixture}: needs a share above 0 for each of {', '.join(named)}, and for no other"]
     return []
+
+
+def source_problems(sources: Mapping[str, Mapping[str, Any]], named: Mapping[str, str]) -> list[str]:
+    """What is wrong with `sources:`."""
+    found = []
+    for name, settings in sources.items():
+        if name not in (*named, *named.values()):
+            found.append(f"sources: {name} is none of the data sets in --dataset_name ({', '.join(named)})")
+        for setting, value in settings.items():
+            if setting not in SETTINGS:
+                found.append(f"sources: {name}: {setting} is no setting of a data set; there are {', '.join(SETTINGS)}")
+            elif not isinstance(value, str) or (setting == "sample_by" and value not in SAMPLE_BY):
+                found.append(f"sources: {name}: {setting}: {value!r} is not one of its values")
+            elif setting in ("text_column", "dataset_config_name") and named.get(name, name) in KNOWN:
+                found.append(f"sources: {name}: its {setting} is known; leave it out")
+    return found

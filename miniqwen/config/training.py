@@ -26,6 +26,20 @@ class TrainConfig(
 ):
     """Flags of train_loop.py; `--help` shows the groups from the last to the first."""
 
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.resolved_task == "pretrain" and self.evaluates and not self.validation_blocks:
+            found.append(
+                "--validation_blocks 0 leaves no text to evaluate on: give more, or leave out --do_eval and "
+                "--eval_strategy"
+            )
+        return found
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether an evaluation is asked for, at any time."""
+        return bool(self.do_eval) or self.eval_strategy != "no"
+
     @property
     def alike(self) -> dict[str, object]:
         """What every process has to be given alike: {"--FLAG": value}."""

@@ -1,8 +1,9 @@
 """How documents fill blocks: text is concatenated, then split (no padding, no dropped text); examples are fitted whole.
 
-Promises: the blocks of a lane, laid end to end, are its documents laid end to end. Every block carries the cursor that
-says where the next one begins, so prefetching cannot falsify a checkpoint and no buffer is saved; and a digest of all
-the lane's blocks so far, so that two runs can be seen to have read the same tokens.
+Promises: a block is of one source, and the source of each block follows from its number (mixture.py), so that shares
+are shares of tokens. Every block carries the cursor that says where the next one begins, so prefetching cannot falsify
+a checkpoint and no buffer is saved; and a digest of all the lane's blocks so far, so that two runs can be seen to have
+read the same tokens.
 Costs: numpy copies, a hash; a document is tokenised again when a run resumes in the middle of it.
 """
 
@@ -16,161 +17,116 @@ from typing import Any
 
 import numpy as np
 
-from miniqwen.data.documents import Document, Position
-
-BATCH_DOCUMENTS = 128  # read ahead of the packer in each lane; few, as every lane does it
-BATCH_CHARACTERS = 40_000
-
-
-@dataclass(frozen=True)
-class EncodedDocument:
-    """A document's tokens (its end token included), where it stands in its lane, and where the next one does.
-
-    `counts`: one document, what was odd in it, and the rows passed over before it; `skipped`: units without a row.
-    """
-
-    tokens: np.ndarray
-    position: Position
-    after: Position
-    counts: Mapping[str, int] = field(default_factory=dict)
-    skipped: Mapping[str, str] = field(default_factory=dict)
-
-
-def encoded_documents(
-    documents: Iterator[Document],
-    encode: Callable[[Sequence[Any]], Sequence[Sequence[int]]],
-    oddities: Callable[[Any], Mapping[str, int]] = lambda document: {},
-) -> Iterator[EncodedDocument]:
-    """Documents as tokens, encoded a few at a time: one call for each costs more where they are tiny.
-
-    A batch ends with its window, so that the next one is not read before it is needed.
-    """
-    while True:
-        read: list[Document] = []
-        characters = 0
-        while len(read) < BATCH_DOCUMENTS and characters < BATCH_CHARACTERS:
-            read.append(next(documents))
-            characters += len(read[-1].content)
-            if read[-1].after.row == 0:
-                break
-        for tokens, found in zip(encode([document.content for document in read]), read, strict=True):
-            counts = {"documents": 1, **found.passed, **oddities(found.content)}
-            yield EncodedDocument(np.asarray(tokens), found.position, found.after, counts, found.skipped)
+from miniqwen.data.mixture import Mixture
+from miniqwen.data.strands import Reading, SourceCursor
 
 
 @dataclass(frozen=True)
 class Cursor:
     """Where a lane's next block begins.
 
-    `positions`: per source, the document in use or the next one; `taken`: tokens put into blocks so far, per source;
-    `open_source`, `offset`: the document that the last block ended in, and how many of its tokens are used up;
-    `counts`: {source: {name: documents and what was odd about them, or passed over, so far}}; `skipped`: {source:
-    {unit: what was wrong with it}}, of units that could not be read;
-    `digest`: BLAKE2b of the digest before the lane's last block and that block's tokens (32 bits each, little-endian).
+    `block`: its number; `sources`: where the lane stands in each; `digest`: BLAKE2b of the digest before the lane's
+    last block and that block's tokens (32 bits each, little-endian).
     """
 
-    positions: Mapping[str, Position]
-    taken: Mapping[str, int]
-    open_source: str | None = None
-    offset: int = 0
+    block: int = 0
+    sources: Mapping[str, SourceCursor] = field(default_factory=dict)
     digest: str = ""
-    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    skipped: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-
-    @classmethod
-    def start(cls, names: Sequence[str]) -> Cursor:
-        return cls({name: Position() for name in names}, dict.fromkeys(names, 0))
-
-    @property
-    def epoch(self) -> int:
-        """Of the source that has been used up most often."""
-        return max(position.epoch for position in self.positions.values())
 
     def to_json(self) -> dict[str, Any]:
-        # not dataclasses.asdict, which copies deeply: a twelfth of the whole data path's time
-        return {**vars(self), "positions": {name: position._asdict() for name, position in self.positions.items()}}
+        # not dataclasses.asdict, which copies deeply
+        sources = {name: dict(vars(cursor)) for name, cursor in self.sources.items()}
+        return {"block": self.block, "sources": sources, "digest": self.digest}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Cursor:
-        positions = {name: Position(**position) for name, position in stored["positions"].items()}
-        return cls(**{**stored, "positions": positions})
+        sources = {name: SourceCursor.from_json(cursor) for name, cursor in stored["sources"].items()}
+        return cls(stored["block"], sources, stored["digest"])
+
+
+def stored_cursors(cursors: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON holds them: each lane's, or what stands in their place in fine-tuning."""
+    return {key: value.to_json() if isinstance(value, Cursor) else value for key, value in cursors.items()}
 
 
 @dataclass(frozen=True)
 class Block:
-    """`tokens` [length] and the cursor of the block after it."""
+    """`tokens` [length] of `source`, and the cursor of the block after it."""
 
     tokens: np.ndarray
     cursor: Cursor
+    source: str = ""
 
 
 def pack(
-    open_stream: Callable[[str, Position], Iterator[EncodedDocument]],
-    shares: Mapping[str, float],
+    open_source: Callable[[str, SourceCursor], Reading],
+    mixture: Mixture,
+    lane: int,
     cursor: Cursor,
     length: int,
+    bytes_of_tokens: np.ndarray | None = None,
 ) -> Iterator[Block]:
-    """Endless blocks of `length` tokens of one lane, from `cursor` on.
-
-    Sources are mixed by tokens: the next document comes from the source furthest below its share. Drawing documents
-    by share instead would let long documents crowd out short ones.
-    """
-    streams = {name: open_stream(name, cursor.positions[name]) for name in shares}
-    positions, taken = dict(cursor.positions), dict(cursor.taken)
-    counts = {name: Counter(cursor.counts.get(name, {})) for name in shares}
-    skipped = {name: dict(cursor.skipped.get(name, {})) for name in shares}
-    name, offset, digest = cursor.open_source, cursor.offset, cursor.digest
-    document = next(streams[name]) if name is not None else None
+    """Endless blocks of `length` tokens of one lane, from `cursor` on; `bytes_of_tokens` [vocabulary] to count text."""
+    sources = {name: cursor.sources.get(name, SourceCursor()) for name in mixture.names}
+    readings = {name: open_source(name, found) for name, found in sources.items()}
+    number, digest = cursor.block, cursor.digest
     while True:
-        tokens = np.empty(length, dtype=np.int64)
-        filled = 0
-        while filled < length:
-            if document is None or name is None:
-                name = min(shares, key=lambda source: taken[source] / shares[source])
-                document, offset = next(streams[name]), 0
-                positions[name] = document.position
-                for what, number in document.counts.items():
-                    counts[name][what] += number
-                skipped[name].update(document.skipped)
-            part = document.tokens[offset : offset + length - filled]
-            tokens[filled : filled + len(part)] = part
-            filled, offset, taken[name] = filled + len(part), offset + len(part), taken[name] + len(part)
-            if offset >= len(document.tokens):  # beyond it only where the data was changed under a cursor
-                positions[name], document = document.after, None
-        open_source, used = (name, offset) if document is not None else (None, 0)
-        digest = chained(digest, tokens)
-        told = {source: dict(found) for source, found in counts.items()}
-        bad = {source: dict(found) for source, found in skipped.items() if found}
-        yield Block(tokens, Cursor(dict(positions), dict(taken), open_source, used, digest, told, bad))
+        name, tokens = mixture.source(lane, number), np.empty(length, dtype=np.int64)
+        readings[name].fill(tokens, number, bytes_of_tokens)
+        digest, number = chained(digest, tokens), number + 1
+        sources = {**sources, name: readings[name].cursor()}
+        yield Block(tokens, Cursor(number, sources, digest), name)
 
 
-def lanes_together(cursors: Mapping[Any, Any]) -> dict[str, Any]:
-    """What the lanes of `cursors` met in the text, in the form of one lane's cursor: little, whatever their number.
+def lanes_together(cursors: Mapping[str, Any]) -> dict[str, Any]:
+    """What the lanes of `cursors` have read of each source, added up: little, whatever their number.
 
-    Empty where `cursors` are not of lanes.
+    {source: {"tokens", "bytes", "epoch": the furthest, "counts": {name: number}, "skipped": {unit: what was wrong}}};
+    empty where `cursors` are not of lanes.
     """
-    lanes = [lane for lane in cursors.values() if isinstance(lane, Mapping) and "counts" in lane]
-    if not lanes:
-        return {}
-    total: Counter[str] = Counter({"documents": 0})
-    skipped: dict[str, dict[str, str]] = defaultdict(dict)
-    for lane in lanes:
-        for found in lane["counts"].values():
-            total.update(found)
-        for source, units in lane["skipped"].items():
-            skipped[source].update(units)
-    return {"counts": {"all": dict(total)}, "skipped": dict(skipped)}
+    parts: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for lane in cursors.values():
+        if isinstance(lane, Mapping) and "sources" in lane:
+            lane = Cursor.from_json(lane)
+        if isinstance(lane, Cursor):
+            for name, read in lane.sources.items():
+                parts[name].append(vars(read))
+    return {name: added_up(found) for name, found in parts.items()}
 
 
-def data_report(cursors: Mapping[Any, Any]) -> dict[str, int]:
+def added_up(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several lanes, or ranks, have read of one source."""
+    counts: Counter[str] = Counter({"documents": 0})
+    skipped: dict[str, str] = {}
+    for part in parts:
+        counts.update(part["counts"])
+        skipped.update(part["skipped"])
+    return {
+        **{name: sum(part[name] for part in parts) for name in ("tokens", "bytes")},
+        "epoch": max(part["epoch"] for part in parts), "counts": dict(counts), "skipped": skipped,
+    }  # fmt: skip
+
+
+def read_so_far(ranks: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """`lanes_together` of all ranks as one."""
+    names = dict.fromkeys(name for rank in ranks for name in rank)
+    return {name: added_up([rank[name] for rank in ranks if name in rank]) for name in names}
+
+
+def data_report(read: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     """What was met in the text so far, over all lanes and sources; a unit that several lanes skipped counts once."""
-    met = lanes_together(cursors)
-    return {**met["counts"]["all"], "skipped_units": sum(map(len, met["skipped"].values()))} if met else {}
+    if not read:
+        return {}
+    counts = Counter({"documents": 0})
+    for found in read.values():
+        counts.update(found["counts"])
+    return {**counts, "skipped_units": sum(len(found["skipped"]) for found in read.values())}
 
 
 def skipped_units(cursors: Mapping[str, Any], source: str) -> dict[str, str]:
     """{unit: what was wrong with it} of a source, as any lane found it."""
-    return {unit: why for lane in cursors.values() for unit, why in lane.get("skipped", {}).get(source, {}).items()}
+    found: dict[str, str] = lanes_together(cursors).get(source, {}).get("skipped", {})
+    return found
 
 
 def chained(digest: str, tokens: np.ndarray) -> str:

@@ -236,11 +236,6 @@ def repository_card(repository: Repository) -> list[DataFile]:
     return patiently(found, f"{repository.name}: README.md", first.hub_timeout)
 
 
-def data_names(flags: DataFlags) -> tuple[str, ...]:
-    """The data sets that `--dataset_name` stands for."""
-    return ("wikipedia", "arxiv") if flags.dataset_name == "both" else (str(flags.dataset_name),)
-
-
 def text_column(name: str, flags: DataFlags) -> str:
     """The column that holds a data set's text."""
     return TEXT_COLUMNS.get(name, flags.text_column or "text")

@@ -3,7 +3,7 @@
 Promises: lanes, blocks and cursors, with their counts of odd documents, are those of streaming, so that a run may go
 from one to the other; the cache says which tokenizer and which data it was made of, and is refused for any other. An
 interrupted one goes on with the next file.
-Costs: 2 bytes a token for vocabularies up to 65,536, else 4, and 8 bytes a row; memory is the system's page cache.
+Costs: 2 bytes a token for vocabularies up to 65,536, else 4, and 16 bytes a row; memory is the system's page cache.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from miniqwen.data.sources import Source
 from miniqwen.data.units import Units
-from miniqwen.data.windows import TextWindows
+from miniqwen.data.windows import TextWindows, text_bytes
 from miniqwen.errors import UserError
 from miniqwen.files import make_folder, write_bytes, written_whole
 from miniqwen.model.tokenization_miniqwen import document_encoder, text_oddities, tokenizer_fingerprint
@@ -85,6 +85,20 @@ class TokenWindows:
 
     def skipped(self, unit: int) -> tuple[str, str] | None:
         return None  # what cannot be read was never tokenised
+
+    def row_bytes(self, unit: int, window: int) -> np.ndarray:
+        start, stop = (int(self._first_rows[unit]) + row for row in self._starts[unit][window : window + 2])
+        path = self._folder / f"{int(self.units().file[unit]):05}.bytes.npy"
+        return np.array(np.load(path, mmap_mode="r", allow_pickle=False)[start:stop])
+
+    def held_bytes(self, unit: int, stripes: int) -> float:
+        return self._text.held_bytes(unit, stripes)
+
+    def paths(self) -> Sequence[str]:
+        return self._text.paths()
+
+    def fetched_whole(self) -> np.ndarray:
+        return self._text.fetched_whole()
 
     def _open(self, file: int) -> tuple[np.ndarray, np.ndarray]:
         ends = np.load(self._folder / f"{file:05}.ends.npy", mmap_mode="r", allow_pickle=False)
@@ -191,8 +205,11 @@ def _write_file(
     oddities: Callable[[str], Mapping[str, int]],
     dtype: np.dtype,
 ) -> dict[int, Mapping[str, int] | None]:
-    """Write the tokens of one file's rows, and where each row's end; returns what was odd, see `TokenWindows`."""
-    ends = [0]
+    """Write the tokens of one file's rows, where each row's end, and how many bytes its text has.
+
+    Returns what was odd, see `TokenWindows`.
+    """
+    ends, sizes = [0], []
     odd: dict[int, Mapping[str, int] | None] = {}
     with written_whole(folder / f"{number:05}.tokens") as written:
         for rows in _rows(windows, units):
@@ -205,8 +222,10 @@ def _write_file(
                 tokens = np.asarray(next(encoded) if text else [], dtype=dtype)
                 written.write(tokens.tobytes())
                 ends.append(ends[-1] + len(tokens))
-    with written_whole(folder / f"{number:05}.ends.npy") as file:
-        np.save(file, np.asarray(ends, dtype=np.int64), allow_pickle=False)
+                sizes.append(text_bytes(text or ""))
+    for name, numbers in (("ends", ends), ("bytes", sizes)):
+        with written_whole(folder / f"{number:05}.{name}.npy") as file:
+            np.save(file, np.asarray(numbers, dtype=np.int64), allow_pickle=False)
     return odd
 
 

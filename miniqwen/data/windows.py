@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 
@@ -52,6 +53,18 @@ class Windows(Protocol):
 
     def skipped(self, unit: int) -> tuple[str, str] | None:
         """Which unit this is and what is wrong with it, if it cannot be read and is passed over."""
+
+    def row_bytes(self, unit: int, window: int) -> np.ndarray:
+        """Bytes of text, in UTF-8, of each of the window's rows; 0 where there is none [rows]."""
+
+    def held_bytes(self, unit: int, stripes: int) -> float:
+        """About how many bytes of text are in memory while one of the unit's `stripes` is read."""
+
+    def paths(self) -> Sequence[str]:
+        """Of the source's files."""
+
+    def fetched_whole(self) -> np.ndarray:
+        """Whether each unit is a file that cannot be entered in the middle [units]."""
 
 
 class TextWindows:
@@ -92,6 +105,21 @@ class TextWindows:
 
     def skipped(self, unit: int) -> tuple[str, str] | None:
         return None  # see ReadableUnits
+
+    def row_bytes(self, unit: int, window: int) -> np.ndarray:
+        texts = self.read(unit, window)
+        return np.array([text_bytes(text) if isinstance(text, str) else 0 for text in texts], np.int64)
+
+    def held_bytes(self, unit: int, stripes: int) -> float:
+        return WINDOW_BYTES if self.is_large(unit) else decoded_bytes(self.source, self.units()[unit]) / stripes
+
+    def paths(self) -> Sequence[str]:
+        return [file.path for file in self.source.files]
+
+    def fetched_whole(self) -> np.ndarray:
+        files, sample_by = self.source.files, self.source.sample_by
+        whole = [file.format != ".parquet" and not is_sliced(file, sample_by) for file in files]
+        return np.array(whole, bool)[self.units().file]
 
     def _column(self, unit: int) -> Sequence[Any]:
         return self.source.read(self.units()[unit])[self.source.columns[0]]
@@ -160,9 +188,30 @@ class ReadableUnits:
         label = self._label(unit)
         return (label, self._bad[label]) if label in self._bad else None
 
+    def all_skipped(self) -> dict[str, str]:
+        """{unit: what is wrong with it} of all that were skipped so far."""
+        return dict(self._bad)
+
+    def row_bytes(self, unit: int, window: int) -> np.ndarray:
+        return self._text.row_bytes(unit, window)
+
+    def held_bytes(self, unit: int, stripes: int) -> float:
+        return self._text.held_bytes(unit, stripes)
+
+    def paths(self) -> Sequence[str]:
+        return self._text.paths()
+
+    def fetched_whole(self) -> np.ndarray:
+        return self._text.fetched_whole()
+
     def _label(self, unit: int) -> str:
         found = self.units()[unit]
         return f"{self._text.source.files[found.file].path}#{found.part}"
+
+
+def text_bytes(text: str) -> int:
+    """Of the text in UTF-8; what cannot be written becomes a replacement character of three bytes (see encodable)."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def decoded_bytes(source: Source, unit: Unit) -> int:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from miniqwen.checkpoints.checkpoint import Progress
 from miniqwen.config.training import TrainConfig
+from miniqwen.data.packing import stored_cursors
 from miniqwen.distributed.runtime import Runtime
 from miniqwen.errors import UserError
 from miniqwen.files import write_json
@@ -74,4 +75,6 @@ def described(
         texts = tokenizer.batch_decode(batch.input_ids.tolist())
         micro_batches.append({"loss": str(mean), "finite": math.isfinite(mean), "texts": texts})
     mine = {key: value for key, value in cursor.items() if key in update.cursor}
-    return {"rank": rank, "from": mine, "to": update.cursor, "micro_batches": micro_batches}
+    return {
+        "rank": rank, "from": stored_cursors(mine), "to": stored_cursors(update.cursor), "micro_batches": micro_batches,
+    }  # fmt: skip

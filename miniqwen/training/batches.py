@@ -67,24 +67,35 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Update:
-    """One rank's share of an update: its micro-batches, what they count, and the cursor behind them."""
+    """One rank's share of an update: its micro-batches, what they count, and the cursor behind them.
+
+    `cursor`: this rank's lanes, or the place in the epoch; see `packing.stored_cursors`. `rows`: the place in the
+    update, and the source, of each block or example of the micro-batches, in their order.
+    """
 
     micro_batches: tuple[MicroBatch, ...]
     num_targets: int
     num_tokens: int
-    cursor: Mapping[str, Any]  # JSON-able: this rank's lanes, or the place in the epoch
+    cursor: Mapping[str, Any]
     epoch: int
     num_bytes: int = 0
+    rows: Sequence[tuple[int, str]] = ()
 
     def with_bytes(self, token_bytes: np.ndarray | None) -> Update:
         """With the bytes of its targets counted."""
         return replace(self, num_bytes=sum(batch.num_bytes(token_bytes) for batch in self.micro_batches))
 
     @classmethod
-    def of(cls, micro_batches: Sequence[MicroBatch], cursor: Mapping[str, Any], epoch: int) -> Update:
+    def of(
+        cls,
+        micro_batches: Sequence[MicroBatch],
+        cursor: Mapping[str, Any],
+        epoch: int,
+        rows: Sequence[tuple[int, str]] = (),
+    ) -> Update:
         targets = sum(batch.num_targets for batch in micro_batches)
         tokens = sum(batch.input_ids.numel() for batch in micro_batches)
-        return cls(tuple(micro_batches), targets, tokens, cursor, epoch)
+        return cls(tuple(micro_batches), targets, tokens, cursor, epoch, rows=rows)
 
 
 @dataclass(frozen=True)
@@ -188,16 +199,15 @@ def text_updates(
             block_batch([block.tokens for block in blocks[start : start + plan.micro_batch]], length, end)
             for start in range(0, len(blocks), plan.micro_batch)
         ]
-        last = [of_lane[-1].cursor for of_lane in made]
-        cursor = {str(lane): behind.to_json() for lane, behind in zip(order, last, strict=True)}
-        yield Update.of(micro_batches, cursor, max(behind.epoch for behind in last))
+        cursor = {str(lane): of_lane[-1].cursor for lane, of_lane in zip(order, made, strict=True)}
+        places = [number * num_lanes + lane for number in range(rounds) for lane in order]
+        rows = [(place, block.source) for place, block in zip(places, blocks, strict=True)]
+        yield Update.of(micro_batches, cursor, epoch=0, rows=rows)
 
 
-def lane_cursors(stored: Mapping[str, Any], names: Sequence[str], lanes: range) -> dict[int, Cursor]:
+def lane_cursors(stored: Mapping[str, Any], lanes: range) -> dict[int, Cursor]:
     """The cursors to start `lanes` from: stored ones, or the beginning of the data."""
-    if not stored:
-        return {lane: Cursor.start(names) for lane in lanes}
-    return {lane: Cursor.from_json(stored[str(lane)]) for lane in lanes}
+    return {lane: Cursor.from_json(stored[str(lane)]) if stored else Cursor() for lane in lanes}
 
 
 def updates_per_epoch(num_rows: int, plan: Plan) -> int:
@@ -224,10 +234,12 @@ def example_updates(
             chosen = rows[number * plan.rows_per_update : (number + 1) * plan.rows_per_update]
             mine = chosen[plan.rank :: plan.world_size]
             micro_batches = [batch(mine[k :: plan.accumulation]) for k in range(plan.accumulation)]
+            places = range(plan.rank, len(chosen), plan.world_size)
+            in_order = [(place, "") for k in range(plan.accumulation) for place in places[k :: plan.accumulation]]
             done = number + 1 == per_epoch
             after = {"epoch": epoch + 1, "update": 0} if done else {"epoch": epoch, "update": number + 1}
             num_tokens = sum(len(example.input_ids) for row in mine for example in row)
-            yield replace(Update.of(micro_batches, after, epoch), num_tokens=num_tokens)
+            yield replace(Update.of(micro_batches, after, epoch, in_order), num_tokens=num_tokens)
         epoch, update = epoch + 1, 0
 
 

@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from miniqwen.checkpoints.checkpoint import Checkpoint, Progress, read_checkpoint
 from miniqwen.checkpoints.tensor_files import StoredTensors
 from miniqwen.config.training import TrainConfig
-from miniqwen.data.repositories import Repository, data_names, locate, text_column
+from miniqwen.data.packing import stored_cursors
+from miniqwen.data.repositories import Repository, locate, text_column
 from miniqwen.distributed.runtime import Runtime
 from miniqwen.distributed.shards import gathered
 from miniqwen.lock import FolderLock
@@ -30,11 +31,12 @@ from miniqwen.training.ending import closing_summary
 from miniqwen.training.optimizers import make_optimizer
 from miniqwen.training.output_folder import OutputFolder, open_output_dir, versions
 from miniqwen.training.preemption import StopRequest
+from miniqwen.training.preview import show_preview
 from miniqwen.training.question_task import question_task
 from miniqwen.training.resuming import check_batch, continued
 from miniqwen.training.samples import fitting
 from miniqwen.training.task import Steps, Task
-from miniqwen.training.text_task import text_task
+from miniqwen.training.text_task import text_task, validation_text
 from miniqwen.training.tracking import Tracker, Window
 
 
@@ -55,7 +57,7 @@ class Run:
 
     def save(self, progress: Progress, window: Window) -> None:
         """A checkpoint of this moment: every rank takes part, rank 0 writes."""
-        cursors = self.runtime.gather(progress.cursor)
+        cursors = self.runtime.gather(stored_cursors(progress.cursor))
         cursor = {key: value for part in cursors for key, value in part.items()}
         scale = self.runtime.loss_scale(self.model)
         whole = replace(progress, cursor=cursor, loss_scale=scale, **window.pending(self.runtime))
@@ -93,10 +95,11 @@ class Run:
 
 
 @contextlib.contextmanager
-def open_run(config: TrainConfig, stop: StopRequest) -> Iterator[Run]:
+def open_run(config: TrainConfig, stop: StopRequest) -> Iterator[Run | None]:
     """Everything that a run needs, on every rank; raises `UserError` for what cannot be had or contradicts itself.
 
-    The output folder is this run's alone until the end of the block.
+    The output folder is this run's alone until the end of the block. With `--preview` there is no run: it is only shown
+    what one would be made of.
     """
     runtime = Runtime(config)
     runtime.agree({**versions(), **config.alike})
@@ -108,7 +111,7 @@ def open_run(config: TrainConfig, stop: StopRequest) -> Iterator[Run]:
         lock.release()
 
 
-def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: FolderLock) -> Run:
+def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: FolderLock) -> Run | None:
     found = runtime.on_main(lambda: open_output_dir(config))
     stop.forget_stale_file()
     with runtime.together():  # what only one rank finds amiss ends all of them
@@ -120,9 +123,11 @@ def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: Fold
     )
     if checkpoint:
         check_batch(checkpoint, plan)
-    listings = runtime.on_main(lambda: list_data(config))  # the hub is asked once, whatever the number of processes
+    stored = checkpoint.identity if checkpoint else None
+    # the hub is asked once, whatever the number of processes
+    found_data = runtime.on_main(lambda: list_data(config, tokenizer, stored))
     with runtime.together():
-        task = make_task(config, listings, tokenizer, plan, checkpoint.identity.get("lanes") if checkpoint else None)
+        task = make_task(config, found_data, tokenizer, plan, stored)
     tokenizer.chat_template = task.chat_template  # saved with it
     config, lowered = config.once_an_epoch(task.updates_per_epoch)
     steps = Steps.of(config, task)
@@ -136,7 +141,16 @@ def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: Fold
             "the evaluations from here on"
         )
         progress = progress.without_best()
+    if checkpoint and checkpoint.identity.get("order") != task.identity.get("order"):
+        runtime.print("the data begins anew: the checkpoint was made in another order")
+        progress = replace(progress, cursor={})
 
+    if config.preview:
+        for line in (*task.notes, *lowered):
+            runtime.print(line)
+        show_preview(config, task, steps, progress, runtime)
+        runtime.close()
+        return None
     model, optimizer, parameters = _spread(config, runtime, source, checkpoint)
     if checkpoint:
         runtime.print(f"continuing from {checkpoint.folder}, update {progress.step}")
@@ -180,33 +194,48 @@ def _spread(
     return prepared, prepared_optimizer, parameters
 
 
-def list_data(config: TrainConfig) -> dict[str, Any]:
-    """What there is to read, {name: repository as JSON}: one process asks the hub and tells the others.
+def list_data(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, stored: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What there is to read: one process asks the hub and tells the others. JSON-able:
 
-    Raises `UserError` for data that cannot be had.
+    {"repositories": {name: repository}, "kept": {name: validation text}}. `stored`: the identity of the data of the
+    checkpoint that the run goes on from. Raises `UserError` for data that cannot be had.
     """
-    found = {}
-    for name in data_names(config):
-        repository = locate(name, config)
+    found: dict[str, Repository] = {}
+    for name, given in config.named.items():
+        of_source = config.of_source(name)
+        repository = replace(locate(given, of_source), name=name)
         if config.resolved_task == "pretrain" and not config.token_cache:
-            columns, skip_bad = (text_column(name, config),), config.on_bad_data == "skip"
-            repository = repository.listed((config.train_split,), columns, skip_bad)
-        found[name] = repository.to_json()
-    return found
+            columns, skip_bad = (text_column(given, of_source),), config.on_bad_data == "skip"
+            repository = repository.listed((of_source.train_split,), columns, skip_bad)
+        found[name] = repository
+    kept = {}
+    if config.resolved_task == "pretrain":
+        kept = validation_text(config, _fetched(found, config), tokenizer, stored)
+    return {"repositories": {name: repository.to_json() for name, repository in found.items()}, "kept": kept}
 
 
 def make_task(
-    config: TrainConfig, listings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, plan: Plan, lanes: int | None
+    config: TrainConfig,
+    found: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    plan: Plan,
+    stored: Mapping[str, Any] | None = None,
 ) -> Task:
-    """The task that the flags ask for, of data that was listed; `lanes` is the number a resumed run began with.
+    """The task that the flags ask for, of what `list_data` found; `stored`: the identity of a resumed run's data.
 
     Raises `UserError` for data that is empty or broken, or other local files than those that were listed.
     """
-    repositories = {name: Repository.from_json(listing) for name, listing in listings.items()}
+    repositories = {name: Repository.from_json(listing) for name, listing in found["repositories"].items()}
     for repository in repositories.values():
         repository.check_here()
-    if not config.streaming:
-        repositories = {name: repository.downloaded() for name, repository in repositories.items()}
+    repositories = _fetched(repositories, config)
     if config.resolved_task == "finetune":
         return question_task(config, repositories, tokenizer, plan)
-    return text_task(config, repositories, tokenizer, plan, lanes)
+    return text_task(config, repositories, found["kept"], tokenizer, plan, stored)
+
+
+def _fetched(repositories: Mapping[str, Repository], config: TrainConfig) -> dict[str, Repository]:
+    """With `--streaming False`, all files on this machine."""
+    return {name: found if config.streaming else found.downloaded() for name, found in repositories.items()}

@@ -56,6 +56,9 @@ def open_output_dir(config: TrainConfig) -> dict[str, Any]:
     Returns {"checkpoint": the one to continue from, if any; "best": whether the best one so far is in the folder}.
     """
     folder = Path(str(config.output_dir))
+    if config.preview:  # which changes nothing there
+        chosen = checkpoint_to_resume(config)
+        return {"checkpoint": str(chosen) if chosen else None, "best": True}
     resumes = config.resume_from_checkpoint == "auto" and complete_checkpoints(folder)
     if config.overwrite_output_dir and not resumes:
         for pattern in LEFT_BY_A_RUN:

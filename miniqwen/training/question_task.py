@@ -51,6 +51,7 @@ def question_task(
     """Fine-tuning on the questions of all `repositories`; raises `UserError` where none is left to train on, or to
     validate on where that is asked for."""
     template = Template().with_flags(config.prompt_template, config.choices_template) if config.do_qa_format else None
+    repositories = {config.named[name]: repository for name, repository in repositories.items()}
     read = {name: _questions(config, name, repository) for name, repository in repositories.items()}
     fits, held = (_fitted(read, split, config, tokenizer, template) for split in ("training", "validation"))
     names = ", ".join(repositories)
@@ -72,7 +73,7 @@ def question_task(
         updates=lambda cursor: prefetched(
             update.with_bytes(bytes_of_tokens) for update in example_updates(epoch_rows, batch, plan, cursor)
         ),
-        validation=shared_out(held.examples, plan, config.per_device_eval_batch_size, example_batch),
+        validation={"": shared_out(held.examples, plan, config.per_device_eval_batch_size, example_batch)},
         identity=plain(
             {
                 "sources": {

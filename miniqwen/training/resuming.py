@@ -85,8 +85,9 @@ def continued(
 
 
 def _order_of(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What no flag lets change: which sources, in what order. The rest is what their files are."""
-    files_are = ("sources", "source", "held_out_rows", "examples")
+    """What no flag lets change: which sources, in what mixture. The rest is what their files are, and how the order of
+    this version comes to be."""
+    files_are = ("sources", "source", "held_out", "held_out_rows", "unreadable", "layout", "order", "examples")
     kept = {key: value for key, value in identity.items() if key not in files_are}
     return {**kept, "names": sorted(identity.get("sources", {}))}
 

@@ -35,17 +35,19 @@ from miniqwen.training.samples import SamplePrompt
 class Task:
     """One run's data.
 
-    `updates(cursor)`: endless updates of this rank from a stored cursor on; `validation`: this rank's micro-batches;
+    `updates(cursor)`: endless updates of this rank from a stored cursor on; `validation`: this rank's micro-batches, by
+    the source that they are of (of questions there is one);
     `prompts` and `requests`: all questions to measure accuracy by, and their tokens; `identity`: what the data order
     depends on; `notes`: for the user.
     `tokenizer` is the one that made the tokens; `held_out`: where validation text comes from, for the record;
     `template` and `reading` (of answers, of data that is not known by name) are kept beside the model;
     `rows_are`: what the batch counts; `chat_template`: Jinja that asks the trained model as it was trained to be asked;
-    `samples`: what it goes on with at every evaluation; `token_bytes` [vocabulary]: see `tokenization.token_bytes`.
+    `samples`: what it goes on with at every evaluation; `token_bytes` [vocabulary]: see `tokenization.token_bytes`;
+    `source_bytes`: of the text of each source.
     """
 
     updates: Callable[[Mapping[str, Any]], Prefetched[Update]]
-    validation: Sequence[MicroBatch]
+    validation: Mapping[str, Sequence[MicroBatch]]
     identity: Mapping[str, Any]
     notes: Sequence[str]
     tokenizer: PreTrainedTokenizerBase
@@ -57,6 +59,7 @@ class Task:
     chat_template: str | None = None
     samples: Sequence[SamplePrompt] = ()
     token_bytes: np.ndarray | None = None
+    source_bytes: Mapping[str, int] = field(default_factory=dict)
     held_out: Mapping[str, Any] = field(default_factory=dict)
     rows_are: str = "blocks"
 
@@ -89,9 +92,9 @@ class Steps:
         at_this_step = self.between_evaluations is not None and step % self.between_evaluations == 0
         return at_this_step or (step == self.total and self.evaluates_at_end)
 
-    def epoch(self, progress: Progress) -> float:
-        """Passes over the questions so far, or the number of the pass over the text."""
-        return progress.step / self.per_epoch if self.per_epoch else progress.epoch
+    def epoch(self, progress: Progress) -> dict[str, float]:
+        """{"epoch": passes over the questions so far}; of text each source has passes of its own."""
+        return {"epoch": progress.step / self.per_epoch} if self.per_epoch else {}
 
 
 def shared_out(

@@ -8,9 +8,11 @@ Costs: the loop hands over plain numbers, and only every `--logging_steps`.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +30,7 @@ from miniqwen.errors import UserError
 from miniqwen.files import cut_torn_line, printable, whole_lines
 from miniqwen.training.samples import SamplePrompt
 
+MOST_NATS = 700.0  # of which a float can say the perplexity
 SHOWN_SAMPLES = 16  # questions in the trackers' table of each evaluation
 SAMPLE_COLUMNS = ("id", "question", "choices", "scores", "prediction", "answer", "correct")
 
@@ -46,6 +49,52 @@ def loss_metrics(loss_sum: float, num_targets: int, num_bytes: int, prefix: str 
     """
     found = {f"{prefix}loss": loss_sum / max(num_targets, 1)}
     return found | ({f"{prefix}bits_per_byte": loss_sum / math.log(2) / num_bytes} if num_bytes else {})
+
+
+def evaluation_metrics(losses: Mapping[str, tuple[float, int, int]]) -> dict[str, float]:
+    """`eval_loss` and its kin over all sources, and of each of several.
+
+    `losses`: {source: (summed loss, targets, their bytes)}. `eval_perplexity` is of a token: by `eval_bits_per_byte`
+    vocabularies can be compared.
+    """
+    loss_sum, num_targets, num_bytes = (sum(column) for column in zip(*losses.values(), strict=True))
+    shown = {"": (float(loss_sum), int(num_targets), int(num_bytes))}
+    if len(losses) > 1:
+        shown |= {f"_{name}": losses[source] for source, name in safe_names(list(losses)).items()}
+    metrics: dict[str, float] = {}
+    for ending, counted in shown.items():
+        metrics |= {f"{name}{ending}": value for name, value in loss_metrics(*counted, "eval_").items()}
+        loss = metrics[f"eval_loss{ending}"]
+        metrics[f"eval_perplexity{ending}"] = math.exp(loss) if loss < MOST_NATS else math.inf
+    return metrics
+
+
+def source_metrics(read: Mapping[str, Mapping[str, Any]], source_bytes: Mapping[str, int]) -> dict[str, float]:
+    """`tokens_NAME` and `passes_NAME` (bytes read / bytes of the source) of each source; `epoch`: the most passes.
+
+    Without a count of bytes an epoch is told by its number, of the lane that is furthest.
+    """
+    if not read:
+        return {}
+    names = safe_names(list(read))
+    found: dict[str, float] = {f"tokens_{names[name]}": of_source["tokens"] for name, of_source in read.items()}
+    passes = {
+        f"passes_{names[name]}": of_source["bytes"] / source_bytes[name]
+        for name, of_source in read.items()
+        if source_bytes.get(name)
+    }
+    furthest = max(of_source["epoch"] for of_source in read.values())
+    return {**found, **passes, "epoch": max(passes.values()) if passes else furthest}
+
+
+def safe_names(names: Sequence[str]) -> dict[str, str]:
+    """{name: what it is called in metrics}: letters, digits and underscores; unlike names stay unlike."""
+    found: dict[str, str] = {}
+    for name in names:
+        safe = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or "source"
+        tried = itertools.chain([safe], (f"{safe}_{number}" for number in itertools.count(2)))
+        found[name] = next(one for one in tried if one not in found.values())
+    return found
 
 
 class Window:
@@ -112,6 +161,8 @@ class Tracker:
         """
         self.wandb_run_id = wandb_run_id
         self._is_main, self.failed = is_main, False
+        # passes over each source at the last line; a resumed run does not know those before its first one
+        self._passes: dict[str, float] | None = None if step else {}
         if not is_main:
             return
         folder = Path(config.output_dir or ".")
@@ -154,6 +205,12 @@ class Tracker:
         """Metrics of the updates since the last line; `met`: documents so far, and those that were odd or left out."""
         names = {name: f"train/{name}" for name in metrics} | {name: f"data/{name}" for name in met}
         self._ship(step, {**metrics, **met}, names)
+        passes = {name: value for name, value in metrics.items() if name.startswith("passes_")}
+        for name, value in passes.items():
+            if self._passes is not None and value >= 1 > self._passes.get(name, 0.0):
+                source = name.removeprefix("passes_")
+                self.say(f"update {step}: all of the text of {source} was read; it repeats, each time in another order")
+        self._passes = passes
         if self._is_main:
             told = (
                 f"loss {_loss(metrics)}", f"lr {_short(metrics['learning_rate'])}",

@@ -17,15 +17,17 @@ from transformers import AutoTokenizer
 
 from miniqwen.config.data import DataFlags
 from miniqwen.config.training import TrainConfig
-from miniqwen.data.documents import HeldOut, LaneOrder
+from miniqwen.data.documents import Order
 from miniqwen.data.formats import BadData
-from miniqwen.data.packing import data_report
+from miniqwen.data.held_out import HeldOut
+from miniqwen.data.packing import data_report, lanes_together, stored_cursors
 from miniqwen.data.repositories import resolve
 from miniqwen.data.token_cache import write_token_cache
 from miniqwen.data.windows import TextWindows
 from miniqwen.errors import UserError
 from miniqwen.training.batches import Plan
 from miniqwen.training.opening import list_data, make_task
+from miniqwen.training.task import Task
 
 ROWS = [article(number) for number in range(80)]
 GROUP = 10  # rows of a row group
@@ -53,23 +55,32 @@ def middle_of_group(path: Path, group: int) -> int:
 
 
 def read(
-    folder: Path, model: Path, updates: int, cursor: Mapping[str, Any] | None = None, world: int = 1, **flags: Any
-) -> tuple[list[np.ndarray], dict[str, Any]]:
-    """The blocks of some updates over all ranks, in lane order, and the whole cursor after them."""
-    config = TrainConfig(
-        dataset_name=str(folder), task="pretrain", block_size=32, validation_blocks=1, data_lanes=4, **flags
-    )
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    folder: Path, model: Path, updates: int, cursor: Mapping[str, Any] | None = None, world: int = 1,
+    stored: Mapping[str, Any] | None = None, **flags: Any,
+) -> tuple[list[np.ndarray], dict[str, Any]]:  # fmt: skip
+    """The blocks of some updates over all ranks, in lane order, and the whole cursor after them.
+
+    `stored`: the identity that the run began with.
+    """
     blocks: list[list[np.ndarray]] = [[] for _ in range(updates)]
     after: dict[str, Any] = {}
     for rank in range(world):
-        task = make_task(config, list_data(config), tokenizer, Plan(4 // world, 1, rank, world), 4)
-        made = task.updates(cursor or {})
+        made = task_of(folder, model, Plan(4 // world, 1, rank, world), stored, **flags).updates(cursor or {})
         for number in range(updates):
             update = next(made)
             blocks[number] += [batch.input_ids.numpy() for batch in update.micro_batches]
-        after |= update.cursor
+        after |= stored_cursors(update.cursor)
     return [np.concatenate(parts) for parts in blocks], json.loads(json.dumps(after))
+
+
+def task_of(folder: Path, model: Path, plan: Plan, stored: Mapping[str, Any] | None = None, **flags: Any) -> Task:
+    given = {"dataset_name": str(folder), "task": "pretrain", "block_size": 32, "validation_blocks": 1, "data_lanes": 4}
+    config, tokenizer = TrainConfig(**{**given, **flags}), AutoTokenizer.from_pretrained(model)
+    return make_task(config, list_data(config, tokenizer, stored), tokenizer, plan, stored)
+
+
+def report(cursors: Mapping[str, Any]) -> dict[str, int]:
+    return data_report(lanes_together(cursors))
 
 
 def broken(folder: Path, kind: str) -> str:
@@ -114,9 +125,9 @@ def test_a_unit_that_cannot_be_read_is_named_or_skipped_on_every_world_size_and_
         read(folder, model, 60)
     whole, after = read(folder, model, 60, on_bad_data="skip")
     assert capsys.readouterr().err.count(f"skipped {unit} (--on_bad_data skip)") == 1
-    (name,) = after["0"]["counts"]
-    assert {unit} == {bad for lane in after.values() for bad in lane["skipped"].get(name, {})}
-    assert data_report(after)["skipped_units"] == 1
+    (read_of,) = lanes_together(after).values()
+    assert set(read_of["skipped"]) == {unit}
+    assert report(after)["skipped_units"] == 1
     for world in (2, 4):
         again, same = read(folder, model, 60, world=world, on_bad_data="skip")
         assert (same, len(again)) == (after, len(whole))
@@ -136,18 +147,19 @@ def test_what_was_skipped_stays_skipped_when_the_file_is_mended_and_a_new_run_re
     flip(path, middle_of_group(path, 3))
     whole, after = read(folder, model, 80, on_bad_data="skip")
     half, cursor = read(folder, model, 40, on_bad_data="skip")
-    assert any(lane["skipped"] for lane in cursor.values())
+    began_with = task_of(folder, model, Plan(4, 1, 0, 1), on_bad_data="skip").identity
+    assert report(cursor)["skipped_units"] == 1
     path.write_bytes(good)
-    rest, end = read(folder, model, 40, cursor=cursor, on_bad_data="skip")
+    rest, end = read(folder, model, 40, cursor=cursor, stored=began_with, on_bad_data="skip")
     np.testing.assert_array_equal(np.stack([*half, *rest]), np.stack(whole))
     assert end == after
     fresh, mended = read(folder, model, 80, on_bad_data="skip")
-    assert data_report(mended)["skipped_units"] == 0
+    assert report(mended)["skipped_units"] == 0
     assert any((one != other).any() for one, other in zip(fresh, whole, strict=True))
 
 
-@pytest.mark.parametrize("where", ["footer", "held-out rows"])
-def test_a_mended_footer_or_held_out_row_refuses_a_resume_as_the_units_are_others_now(
+@pytest.mark.parametrize("where", ["footer", "unit at a place of validation text"])
+def test_a_mended_footer_refuses_a_resume_as_the_units_are_others_now_and_another_unit_stays_skipped(
     model: Path, tmp_path: Path, where: str
 ) -> None:
     data, output = tmp_path / "data", tmp_path / "run"
@@ -158,7 +170,7 @@ def test_a_mended_footer_or_held_out_row_refuses_a_resume_as_the_units_are_other
         flip(bad, len(good) - 10)
     else:
         bad = data / "train.parquet"
-        flip(bad, middle_of_group(bad, 0))  # validation text comes from the first rows
+        flip(bad, middle_of_group(bad, 0))
     flags = [
         "--model_path", model, "--output_dir", output, "--dataset_name", data, "--task", "pretrain", "--block_size", 32,
         "--per_device_train_batch_size", 4, "--validation_blocks", 2, "--save_steps", 2, "--report_to", "none",
@@ -170,10 +182,15 @@ def test_a_mended_footer_or_held_out_row_refuses_a_resume_as_the_units_are_other
     same = run_script("train_loop.py", *flags, "--max_steps", 3)
     assert same.returncode == 0, same.stderr
     bad.write_bytes(good)
-    refused = run_script("train_loop.py", *flags, "--max_steps", 4)
-    assert refused.returncode == 2
-    assert ("train-more.parquet" if where == "footer" else "held_out_rows") in refused.stderr
-    assert "--allow_data_change" in refused.stderr
+    again = run_script("train_loop.py", *flags, "--max_steps", 4)
+    if where != "footer":
+        assert again.returncode == 0, again.stderr
+        stored = json.loads((output / "checkpoint-4/progress.json").read_text())["identity"]
+        assert list(stored["unreadable"]["data"]) == [f"{bad.name}#0"]
+        return
+    assert again.returncode == 2
+    assert "train-more.parquet" in again.stderr
+    assert "--allow_data_change" in again.stderr
     assert json.loads((output / "trainer_state.json").read_text())["last_checkpoint"] == "checkpoint-3"
 
 
@@ -206,24 +223,23 @@ def test_hostile_documents_are_counted_alike_on_every_world_size_and_after_resum
     lines = [json.dumps({"text": text}) for text in [*ROWS[:20], *odd, *ROWS[20:30]]]
     (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
     tokenizer = AutoTokenizer.from_pretrained(model)
-    whole, after = read(folder, model, 60)
-    report = data_report(after)
-    epochs = [lane["positions"] for lane in after.values()]
-    assert all(position["epoch"] >= 2 for found in epochs for position in found.values())
-    assert report["skipped_units"] == 0
-    assert report["null_documents"] >= 2
-    assert report["empty_documents"] == pytest.approx(2 * report["null_documents"], abs=4)
-    assert report["replaced_surrogates"] % 2 == 0
-    assert report["replaced_surrogates"] >= 4
-    assert report["special_token_strings"] % 3 == 0
-    assert report["special_token_strings"] >= 6
+    whole, after = read(folder, model, 60, validation_blocks=0)
+    met = report(after)
+    assert all(read["epoch"] >= 2 for lane in after.values() for read in lane["sources"].values())
+    assert met["skipped_units"] == 0
+    assert met["null_documents"] >= 2
+    assert met["empty_documents"] == pytest.approx(2 * met["null_documents"], abs=4)
+    assert met["replaced_surrogates"] % 2 == 0
+    assert met["replaced_surrogates"] >= 4
+    assert met["special_token_strings"] % 3 == 0
+    assert met["special_token_strings"] >= 6
     tokens = np.concatenate([block.ravel() for block in whole])
     control = set(tokenizer.all_special_ids) - {tokenizer.eos_token_id}
     assert not control & set(tokens.tolist()), "a string in the text became a control token"
-    assert (tokens == tokenizer.eos_token_id).sum() <= report["documents"]  # one at the end of each, and no more
+    assert (tokens == tokenizer.eos_token_id).sum() <= met["documents"]  # one at the end of each, and no more
     cursor: dict[str, Any] = {}
     for updates, world in ((7, 1), (20, 2), (1, 4), (32, 1)):
-        _, cursor = read(folder, model, updates, cursor=cursor, world=world)
+        _, cursor = read(folder, model, updates, cursor=cursor, world=world, validation_blocks=0)
     assert cursor == after
 
 
@@ -244,7 +260,7 @@ def test_a_token_cache_knows_what_was_odd_in_the_text_and_its_cursors_are_those_
     cached, same = read(folder, model, 120, world=2, token_cache=str(cache))
     np.testing.assert_array_equal(np.stack(cached), np.stack(streamed))
     assert same == cursor
-    met = data_report(cursor)
+    met = report(cursor)
     assert {name for name, count in met.items() if count} >= {
         "documents", "empty_documents", "null_documents", "replaced_surrogates", "special_token_strings",
     }  # fmt: skip
@@ -258,9 +274,9 @@ def test_rows_that_are_no_text_stop_the_run_or_are_counted(model: Path, tmp_path
     with pytest.raises(UserError, match=r"train.jsonl: row 30: 7 is not text \(int\)"):
         read(folder, model, 80)
     _, after = read(folder, model, 80, on_bad_data="skip")
-    assert data_report(after)["non_text_documents"] >= 1
+    assert report(after)["non_text_documents"] >= 1
     parquet(tmp_path / "numbers", list(range(40)))
-    with pytest.raises(UserError, match="no validation text"):
+    with pytest.raises(UserError, match=r"row \d+: \d+ is not text \(int\); choose a --text_column of texts"):
         read(tmp_path / "numbers", model, 5)
 
 
@@ -268,7 +284,8 @@ def test_the_loop_saves_before_bad_data_stops_it_and_goes_on_without_it(model: P
     folder, output = tmp_path / "data", tmp_path / "out"
     path = parquet(folder, ROWS * 20)
     source = resolve(str(folder), DataFlags(dataset_name=str(folder))).source("train", ("text",))
-    late = LaneOrder(TextWindows(source), HeldOut(), seed=42, lanes=2).piece(0, 1, 10).unit
+    pieces = Order(TextWindows(source), HeldOut(), seed=42, lanes=2).pieces(0, 1)
+    late = next(int(unit) for unit, *_ in pieces[12:] if unit % 10 != 5)  # validation text is of the others
     flip(path, middle_of_group(path, late))
     flags = (
         "--task pretrain --block_size 32 --per_device_train_batch_size 4 --data_lanes 2 --validation_blocks 2 "

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +18,18 @@ import pytest
 from runs import article, run_script, write_parquet
 from transformers import PreTrainedTokenizerBase
 
-from miniqwen.config.data import TEXT_DATASETS
+from miniqwen.config.data import BOTH
 from miniqwen.config.training import TrainConfig
-from miniqwen.data.packing import chained
+from miniqwen.data.documents import ORDER, Order
+from miniqwen.data.held_out import HeldOut
+from miniqwen.data.mixture import Mixture
+from miniqwen.data.packing import Cursor, chained, pack, stored_cursors
 from miniqwen.data.repositories import resolve
+from miniqwen.data.strands import Reading, SourceCursor
 from miniqwen.data.token_cache import write_token_cache
+from miniqwen.data.windows import TextWindows
 from miniqwen.errors import UserError
+from miniqwen.files import file_hash
 from miniqwen.model.tokenization_miniqwen import document_encoder, load_tokenizer
 from miniqwen.training.batches import Plan, Update
 from miniqwen.training.opening import list_data, make_task
@@ -56,18 +64,17 @@ def config_for(model: Path, mirror: Path, **flags: Any) -> TrainConfig:
 
 
 @functools.cache
-def listings_of(config: TrainConfig) -> str:
+def listed_once(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     """As one process lists the data and tells the others; the data sets of the session do not change."""
-    return json.dumps(list_data(config))
+    return json.dumps(list_data(config, tokenizer))
 
 
 def tasks_of(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, part: Part) -> list[Task]:
     """What each process of a machine makes of the same listing."""
-    listings = json.loads(
-        listings_of(config) if config.dataset_name in TEXT_DATASETS else json.dumps(list_data(config))
-    )
+    is_fixed = all(name in BOTH for name in config.named)
+    found = json.loads(listed_once(config, tokenizer) if is_fixed else json.dumps(list_data(config, tokenizer)))
     plans = [Plan(part.micro_batch, part.accumulation, rank, part.world) for rank in range(part.world)]
-    return [make_task(config, listings, tokenizer, plan, None) for plan in plans]
+    return [make_task(config, found, tokenizer, plan) for plan in plans]
 
 
 def run_part(
@@ -83,7 +90,8 @@ def run_part(
         ranks = [np.concatenate([batch.input_ids.numpy() for batch in update.micro_batches]) for update in made]
         rounds = [rank.reshape(-1, lanes // part.world, LENGTH) for rank in ranks]
         updates.append(np.concatenate(rounds, axis=1).reshape(-1, LENGTH))
-        cursor = json.loads(json.dumps({lane: value for update in made for lane, value in update.cursor.items()}))
+        stored = {lane: value for update in made for lane, value in stored_cursors(update.cursor).items()}
+        cursor = json.loads(json.dumps(stored))
     for stream in streams:
         stream.close()  # type: ignore[attr-defined]  # what was made ahead is thrown away, as when a run is stopped
     return updates, cursor
@@ -161,21 +169,28 @@ def test_an_epoch_is_the_corpus_with_nothing_lost_or_repeated(
     source = repository.source("train", ("text",))
     corpus = [text for unit in source.units() for text in source.read(unit)["text"]]
     (task,) = tasks_of(config, tokenizer, WHOLE)
-    held_out = task.identity["held_out_rows"][dataset_name]
-    assert held_out > 0
-    expected = sorted(map(tuple, document_encoder(tokenizer)(corpus[held_out:])))
+    rows = held_out_texts(config, dataset_name, task)
+    assert 0 < len(rows) <= 0.05 * len(corpus) + 1
+    free = [text for text in corpus if text not in rows]
+    assert len(free) == len(corpus) - len(rows)
+    expected = sorted(map(tuple, document_encoder(tokenizer)(free)))
     updates: list[np.ndarray] = []
     cursor: Mapping[str, Any] = {}
-    while sum(map(np.size, updates)) < 2.2 * sum(map(len, expected)):
-        more, cursor = run_part(config, tokenizer, Part(1, BLOCKS, 1, len(updates) % 3, 5), cursor)
+    epochs: list[int] = []
+    while not epochs or epochs[-1] < 2:
+        more, cursor = run_part(config, tokenizer, Part(1, 1, 1, len(updates) % 3, 1), cursor)
         updates += more
+        epochs.append(cursor["0"]["sources"][dataset_name]["epoch"])
     tokens = np.concatenate([blocks.ravel() for blocks in updates])
-    ends = np.flatnonzero(tokens == tokenizer.eos_token_id) + 1
-    documents = [tuple(document.tolist()) for document in np.split(tokens, ends)]
-    first, second = documents[: len(expected)], documents[len(expected) : 2 * len(expected)]
-    assert sorted(first) == sorted(second) == expected
-    assert first != second
-    assert cursor["0"]["taken"][dataset_name] == len(tokens)
+    total = sum(map(len, expected))
+    # the strands are mixed, so it is the tokens of each epoch that are those of the corpus
+    for number in (0, 1):
+        epoch = tokens[number * total : (number + 1) * total]
+        assert sorted(epoch.tolist()) == sorted(token for document in expected for token in document)
+        assert (epoch == tokenizer.eos_token_id).sum() == len(expected)
+    assert not np.array_equal(tokens[:total], tokens[total : 2 * total])
+    assert cursor["0"]["sources"][dataset_name]["tokens"] == len(tokens)
+    assert epochs.index(1) == pytest.approx(total / LENGTH, abs=1)
     other_seed, _ = run_part(config_for(model, mirror, dataset_name=dataset_name, data_lanes=1, seed=7), tokenizer,
                              Part(1, BLOCKS, 1, 0, 2), {})  # fmt: skip
     assert not np.array_equal(other_seed[0], updates[0])
@@ -186,12 +201,11 @@ def test_the_mixture_keeps_its_shares_and_its_books_over_resumes(
 ) -> None:
     config = config_for(model, mirror, mixture="wikipedia=0.8,arxiv=0.2")
     _, cursor = run(config, tokenizer, Part(1, 8, 1, 1, 10), Part(2, 2, 2, 4, 20), Part(4, 1, 2, 0, 30))
-    for lane in cursor.values():
-        taken = lane["taken"]
-        assert sum(taken.values()) == 60 * LENGTH
-        assert abs(taken["wikipedia"] / sum(taken.values()) - 0.8) < 0.15  # within a document of its share
-    shares = sum(lane["taken"]["wikipedia"] for lane in cursor.values()) / (60 * BLOCKS * LENGTH)
-    assert abs(shares - 0.8) < 0.03
+    taken = [{name: read["tokens"] for name, read in lane["sources"].items()} for lane in cursor.values()]
+    for lane in taken:
+        assert sum(lane.values()) == 60 * LENGTH
+        assert abs(lane["wikipedia"] - 0.8 * 60 * LENGTH) <= 2 * LENGTH
+    assert abs(sum(lane["wikipedia"] for lane in taken) - 0.8 * 60 * BLOCKS * LENGTH) <= 2 * LENGTH
 
 
 def test_the_digest_of_a_cursor_is_that_of_its_lane_s_blocks(
@@ -206,6 +220,14 @@ def test_the_digest_of_a_cursor_is_that_of_its_lane_s_blocks(
         assert cursor[str(lane)]["digest"] == digest
 
 
+def held_out_texts(config: TrainConfig, name: str, task: Task) -> list[str]:
+    """What a task keeps of a source, as its identity says it."""
+    source = resolve(name, config).source("train", ("text",))
+    units = {(source.files[unit.file].path, unit.part): unit for unit in source.units()}
+    ranges = task.identity["held_out"][name]
+    return [text for path, part, *rows in ranges for text in source.read(units[path, part])["text"][slice(*rows)]]
+
+
 @pytest.mark.parametrize("world", [1, 2, 4, 8])
 def test_validation_text_is_held_out_alike_and_each_token_of_it_counted_once(
     model: Path, mirror: Path, tokenizer: PreTrainedTokenizerBase, world: int
@@ -216,22 +238,25 @@ def test_validation_text_is_held_out_alike_and_each_token_of_it_counted_once(
     (alone,) = tasks_of(config, tokenizer, WHOLE)
     assert len({json.dumps(task.held_out) for task in tasks}) == 1
     assert tasks[0].held_out == alone.held_out
-    assert len({len(task.validation) for task in tasks}) == 1  # or ranks would wait for each other
+    assert (
+        len({str({name: len(own) for name, own in task.validation.items()}) for task in tasks}) == 1
+    )  # or ranks would wait for each other
+    validations = [[batch for batches in task.validation.values() for batch in batches] for task in tasks]
     rows = [
-        row for task in tasks for batch in task.validation for row in zip(batch.input_ids, batch.targets, strict=True)
+        row for batches in validations for batch in batches for row in zip(batch.input_ids, batch.targets, strict=True)
     ]
     found = sorted((ids.tolist(), targets.tolist()) for ids, targets in rows if (targets != -100).any())
     expected = sorted(
         (ids.tolist(), targets.tolist())
-        for batch in alone.validation
+        for batches in alone.validation.values()
+        for batch in batches
         for ids, targets in zip(batch.input_ids, batch.targets, strict=True)
     )
     assert found == expected
     assert len(found) == 5
+    assert {name: len(own) for name, own in alone.validation.items()} == {"wikipedia": 2, "arxiv": 1}  # 3 and 2 blocks
     for name, kept in alone.held_out.items():
-        source = resolve(name, config).source("train", ("text",))
-        rows_in_order = (text for unit in source.units() for text in source.read(unit)["text"])
-        texts = list(itertools.islice(rows_in_order, kept["rows_held_out_of_training"]))
+        texts = held_out_texts(config, name, alone)
         assert len(texts) == kept["rows_held_out_of_training"] > 0
         assert sum(map(len, document_encoder(tokenizer)(texts))) >= kept["tokens"] > LENGTH
 
@@ -403,6 +428,201 @@ def test_another_number_of_lanes_on_resume_is_refused_and_not_passed_over(
     model: Path, mirror: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     config = config_for(model, mirror, data_lanes=4)
-    listings = json.loads(listings_of(config))
+    found = json.loads(listed_once(config, tokenizer))
     with pytest.raises(UserError, match="--data_lanes 4: the run began with 8"):
-        make_task(config, listings, tokenizer, Plan(BLOCKS, 1, 0, 1), 8)
+        make_task(config, found, tokenizer, Plan(BLOCKS, 1, 0, 1), {"lanes": 8})
+
+
+@pytest.fixture(scope="module")
+def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A third source: lines, some of them long beyond many blocks."""
+    file = tmp_path_factory.mktemp("own") / "notes.jsonl"
+    texts = [article(2000 + number) * (40 if number % 15 == 0 else 1) for number in range(60)]
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return file
+
+
+def mixture_of_three(model: Path, mirror: Path, notes: Path, **flags: Any) -> TrainConfig:
+    names = ("wikipedia", "arxiv", str(notes))
+    shares = "wikipedia=0.5,arxiv=0.2,notes.jsonl=0.3"
+    return config_for(model, mirror, dataset_name=names, mixture=shares, **flags)
+
+
+def test_a_mixture_of_three_with_documents_that_are_cut_again_and_again_has_the_same_blocks_on_any_machine(
+    model: Path, mirror: Path, notes: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    config = mixture_of_three(model, mirror, notes)
+    assert_law_1(config, tokenizer, FAST[::2], [(1, 1, 12), (3, 6, 5), (2, 2, 2, 8)])
+    _, cursor = run(config, tokenizer, WHOLE)
+    open_strands = [strand for lane in cursor.values() for strand in lane["sources"]["notes.jsonl"]["strands"]]
+    assert sum(strand is not None and strand[3] > 0 for strand in open_strands) > BLOCKS  # cut, and to be gone on with
+
+
+@pytest.mark.parametrize("updates_apart", [1, 2])
+def test_blocks_of_one_long_document_are_four_updates_apart_where_there_is_other_text(
+    model: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, updates_apart: int
+) -> None:
+    """Also where an update takes several blocks of each lane."""
+    file = tmp_path / "papers.jsonl"
+    papers = [" ".join([f"paper{number} says"] * 700) for number in range(60)]
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in papers))
+    lanes = BLOCKS // updates_apart
+    config = config_for(model, tmp_path, dataset_name=str(file), data_root=None, task="pretrain", data_lanes=lanes)
+    updates, _ = run_part(config, tokenizer, Part(1, BLOCKS, 1, 0, 60), {})
+    last: dict[str, int] = {}
+    distances = []
+    for number, blocks in enumerate(updates):
+        for block in blocks:
+            said = set(tokenizer.decode(block).split("paper")[1:])
+            for name in {one.split()[0] for one in said if one.split()[1:]}:
+                if last.get(name, number) != number:
+                    distances.append(number - last[name])
+                last[name] = number
+    assert len(distances) > 100
+    assert sorted(distances)[len(distances) // 50] >= 4
+
+
+def test_documents_of_one_place_in_the_file_do_not_come_one_after_the_other(
+    model: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Forty row groups: of documents up to eight apart in a lane a tenth at most are of the same one."""
+    rows = [{"text": f"N{number:05} " + " ".join(["stone", "river"] * (number % 9 + 1))} for number in range(40 * 40)]
+    write_parquet(tmp_path / "data", "train", rows, group=40)
+    config = config_for(
+        model, tmp_path, dataset_name=str(tmp_path / "data"), data_root=None, task="pretrain", data_lanes=2
+    )
+    updates, _ = run_part(config, tokenizer, Part(1, 2, 1, 0, 400), {})
+    found = [re.findall(r"N(\d{5})", tokenizer.decode(np.concatenate([update[lane] for update in updates])))
+             for lane in (0, 1)]  # fmt: skip
+    for numbers in (np.array(list(map(int, lane))) for lane in found):
+        assert len(numbers) > 300
+        for distance in range(1, 9):
+            first, second = numbers[:-distance], numbers[distance:]
+            assert (first // 40 == second // 40).mean() <= 0.10
+            assert np.corrcoef(first, second)[0, 1] <= 0.25
+
+
+class Bytes:
+    """An encoder of the test's own, so that a new tokenizer does not look like another order."""
+
+    @staticmethod
+    def encode(texts: list[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode() + b"\0", np.uint8).astype(np.int64) for text in texts]
+
+
+def test_the_order_has_a_number_and_its_first_blocks_are_pinned(tmp_path: Path) -> None:
+    """Who makes other blocks of the same data must raise `documents.ORDER`, and then write the new digests here."""
+    for name, kind in (("rows", "parquet"), ("lines", "jsonl"), ("packed", "gz")):
+        texts = [f"{name} {number} " + "and so on, " * (number * number % 90) for number in range(300)]
+        (tmp_path / name).mkdir()
+        if kind == "parquet":
+            write_parquet(tmp_path / name, "train", [{"text": text} for text in texts])
+            continue
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+        file = tmp_path / name / ("train.jsonl" if kind == "jsonl" else "train.jsonl.gz")
+        file.write_bytes(lines if kind == "jsonl" else gzip.compress(lines, mtime=0))
+    lanes, digests = 4, []
+    shares = {"rows": 0.5, "lines": 0.3, "packed": 0.2}
+    orders = {}
+    for name in shares:
+        source = resolve(str(tmp_path / name), TrainConfig(dataset_name=str(tmp_path / name))).source(
+            "train", ("text",)
+        )
+        orders[name] = Order(TextWindows(source), HeldOut({0: [(3, 9)]}), 42, lanes)
+    for lane in range(lanes):
+
+        def opened(name: str, cursor: SourceCursor, lane: int = lane) -> Reading:
+            return Reading(orders[name], lane, Bytes.encode, lambda _: {}, cursor)
+
+        blocks = itertools.islice(pack(opened, Mixture(shares, lanes), lane, Cursor(), 256), 200)
+        digests.append(list(blocks)[-1].cursor.digest)
+    assert (ORDER, digests) == (7, PINNED)
+
+
+PINNED = ["1ee33439f0baa686", "53aa6d879cf746c0", "2ccbef0ffbac12fd", "da835ac51bc01db9"]
+
+
+def test_a_checkpoint_of_another_order_is_refused_and_goes_on_from_the_beginning_of_the_data_when_allowed(
+    model: Path, mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+    flags = [
+        "--model_path", model, "--data_root", mirror, "--output_dir", output, "--dataset_name", "both", "--block_size",
+        32, "--per_device_train_batch_size", 4, "--save_steps", 2, "--report_to", "none", "--validation_blocks", 2,
+    ]  # fmt: skip
+    assert run_script("train_loop.py", *flags, "--max_steps", 2).returncode == 0
+    file = output / "checkpoint-2/progress.json"
+    stored = progress_of(output, 2)
+    assert stored["identity"]["order"] == ORDER
+    for name in ("order", "layout", "held_out", "unreadable"):
+        del stored["identity"][name]
+    stored["identity"]["held_out_rows"] = {"wikipedia": 3, "arxiv": 1}  # as it was before the order had a number
+    stored["progress"]["cursor"] = {"0": {"positions": {}}}
+    file.write_text(json.dumps(stored))
+    manifest = json.loads((output / "checkpoint-2/manifest.json").read_text())
+    manifest["sha256"]["progress.json"] = file_hash(file)
+    (output / "checkpoint-2/manifest.json").write_text(json.dumps(manifest))
+    go_on = [*flags, "--max_steps", 4, "--resume_from_checkpoint", "auto"]
+    refused = run_script("train_loop.py", *go_on)
+    assert refused.returncode == 2
+    assert "order: was absent, is 7" in refused.stderr
+    allowed = run_script("train_loop.py", *go_on, "--allow_data_change")
+    assert allowed.returncode == 0, allowed.stderr
+    assert "the data begins anew" in allowed.stdout
+    (change,) = progress_of(output, 4)["identity"]["data_changes"]
+    assert "order: was absent, is 7" in change["changes"]
+
+
+def test_a_grown_file_keeps_its_held_out_rows_and_its_layout(model: Path, tmp_path: Path) -> None:
+    data, output = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    lines = [json.dumps({"text": article(number)}) + "\n" for number in range(400)]
+    (data / "train.jsonl").write_text("".join(lines[:200]))
+    flags = [
+        "--model_path", model, "--output_dir", output, "--dataset_name", data, "--task", "pretrain", "--block_size", 32,
+        "--per_device_train_batch_size", 4, "--validation_blocks", 2, "--save_steps", 2, "--report_to", "none",
+    ]  # fmt: skip
+    assert run_script("train_loop.py", *flags, "--max_steps", 2).returncode == 0
+    before = progress_of(output, 2)["identity"]
+    (data / "train.jsonl").write_text("".join(lines))
+    go_on = [*flags, "--max_steps", 4, "--resume_from_checkpoint", "auto"]
+    assert run_script("train_loop.py", *go_on).returncode == 2
+    allowed = run_script("train_loop.py", *go_on, "--allow_data_change")
+    assert allowed.returncode == 0, allowed.stderr
+    after = progress_of(output, 4)["identity"]
+    assert after["sources"] != before["sources"]
+    for name in ("held_out", "layout"):
+        assert after[name] == before[name] != {}
+
+
+def test_settings_of_one_source_stand_in_the_file_and_two_files_of_one_name_are_told_apart(
+    model: Path, mirror: Path, tmp_path: Path
+) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        lines = "".join(json.dumps({"body": article(n), "text": "x"}) + "\n" for n in range(40))
+        (tmp_path / folder / "notes.jsonl").write_text(lines)
+    (tmp_path / "book.txt").write_text("\n\n".join(article(number) for number in range(40)))
+    files = [str(tmp_path / name) for name in ("a/notes.jsonl", "b/notes.jsonl", "book.txt")]
+    config = {
+        "dataset_name": ["wikipedia", *files], "mixture": f"wikipedia=0.4,{files[0]}=0.2,{files[1]}=0.2,book.txt=0.2",
+        "sources": {files[0]: {"text_column": "body"}, "book.txt": {"sample_by": "paragraph"}},
+    }  # fmt: skip
+    (tmp_path / "run.yaml").write_text(json.dumps(config))
+    flags = [
+        "--config", tmp_path / "run.yaml", "--model_path", model, "--data_root", mirror, "--output_dir", tmp_path / "o",
+        "--block_size", 32, "--per_device_train_batch_size", 4, "--max_steps", 2, "--report_to", "none",
+    ]  # fmt: skip
+    done = run_script("train_loop.py", *flags)
+    assert done.returncode == 0, done.stderr
+    identity = progress_of(tmp_path / "o", 2)["identity"]
+    assert list(identity["sources"]) == ["wikipedia", *files[:2], "book.txt"]
+    assert identity["sources"]["book.txt"]["sample_by"] == "paragraph"
+    again = run_script("train_loop.py", "--config", tmp_path / "o/config.yaml", "--max_steps", 3,
+                       "--resume_from_checkpoint", "auto")  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    (tmp_path / "run.yaml").write_text(json.dumps({**config, "sources": {"wiki": {}, "book.txt": {"by": "line"}}}))
+    refused = run_script("train_loop.py", *flags)
+    assert refused.returncode == 2
+    assert "sources: wiki is none of the data sets in --dataset_name" in refused.stderr
+    assert "sources: book.txt: by is no setting of a data set" in refused.stderr

@@ -6,7 +6,6 @@ import gzip
 import itertools
 import json
 import tempfile
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,8 @@ from hypothesis import strategies as st
 
 from miniqwen.config.data import DataFlags
 from miniqwen.data import units, windows
-from miniqwen.data.documents import HeldOut, LaneOrder, Piece, Position, hold_out, permutation
+from miniqwen.data.documents import Layout, Order, Piece, Place, permutation
+from miniqwen.data.held_out import HeldOut
 from miniqwen.data.repositories import resolve
 from miniqwen.data.sources import Source
 from miniqwen.data.windows import TextWindows
@@ -62,14 +62,19 @@ def make_source(folder: Path, kind: str, texts: list[str | None] = TEXTS, **flag
     )
 
 
-def lane_order(source: Source, lanes: int, seed: int = 1, held_out: HeldOut = HeldOut()) -> LaneOrder:  # noqa: B008
-    return LaneOrder(TextWindows(source), held_out, seed, lanes)
+def order_of(source: Source, lanes: int, seed: int = 1, held_out: HeldOut = HeldOut()) -> Order:  # noqa: B008
+    return Order(TextWindows(source), held_out, seed, lanes)
 
 
-def epoch(order: LaneOrder, lane: int, number: int) -> list[str]:
-    """What `lane` reads in an epoch."""
-    documents = order.documents(lane, Position(number))
-    return [found.content for found in itertools.takewhile(lambda found: found.position.epoch == number, documents)]
+def pieces_of(order: Order, lane: int, number: int) -> list[Piece]:
+    return [Piece(*piece) for piece in order.pieces(number, lane).tolist()]
+
+
+def epoch(order: Order, lane: int, number: int) -> list[str]:
+    """What `lane` reads in an epoch, piece by piece."""
+    pieces = pieces_of(order, lane, number)
+    rows = itertools.chain(*(order.rows(number, piece, Place()) for piece in pieces))
+    return [row.content for row in rows if row.kind == "documents"]
 
 
 def units_are_cut_small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +96,7 @@ def test_each_document_comes_once_an_epoch_over_all_lanes_in_any_format(
     source = make_source(tmp_path / "data", kind)
     assert len(TextWindows(source).starts(0)) == 2 or large
     for lanes in (1, 2, 5):
-        order = lane_order(source, lanes, held_out=HeldOut((3,)))
+        order = order_of(source, lanes, held_out=HeldOut({0: [(0, 3)]}))
         parts = [[epoch(order, lane, number) for lane in range(lanes)] for number in (0, 1)]
         first = len(source.read(source.units()[0])["text"][:3])  # a slice may have fewer rows than are held out
         for part in parts:
@@ -106,25 +111,31 @@ def test_the_same_rows_in_another_order_of_reading_come_from_every_seed_and_the_
     tmp_path: Path,
 ) -> None:
     source = make_source(tmp_path / "data", "parquet")
-    first, same, other = (epoch(lane_order(source, 2, seed), 0, 0) for seed in (1, 1, 2))
+    first, same, other = (epoch(order_of(source, 2, seed), 0, 0) for seed in (1, 1, 2))
     assert first == same != other
     assert first != sorted(first)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl.gz"])
 @pytest.mark.parametrize("large", [False, True])
-def test_a_lane_goes_on_exactly_from_any_position(
+def test_a_piece_goes_on_exactly_from_any_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, large: bool
 ) -> None:
     if large:
         units_are_cut_small(monkeypatch)
-    order = lane_order(make_source(tmp_path / "data", kind), 3)
-    whole = list(itertools.islice(order.documents(1, Position()), 80))  # more than two epochs of this lane
-    assert {document.position.epoch for document in whole} >= {0, 1, 2}
-    for done in range(0, 75, 7):
-        again = list(itertools.islice(order.documents(1, whole[done].after), 5))
-        assert [document.content for document in again] == [document.content for document in whole[done + 1 : done + 6]]
-        assert next(order.documents(1, whole[done].position)).content == whole[done].content
+    order = Order(TextWindows(make_source(tmp_path / "data", kind)), HeldOut(), 1, 3, Layout(strands=2, stripes=2))
+    checked = 0
+    for number in (0, 1):
+        for piece in pieces_of(order, 1, number):
+            whole = list(order.rows(number, piece, Place()))
+            assert not whole or whole[-1].after is None
+            for done, row in enumerate(whole):
+                assert next(order.rows(number, piece, row.place)).content == row.content
+                if row.after is not None:
+                    again = list(order.rows(number, piece, row.after))
+                    assert [found.content for found in again] == [found.content for found in whole[done + 1 :]]
+                    checked += 1
+    assert checked > 20
 
 
 @settings(max_examples=60, deadline=None)
@@ -144,31 +155,23 @@ def test_no_cut_of_files_into_units_windows_and_stripes_loses_or_repeats_a_docum
         patched.setattr("miniqwen.data.documents.NEIGHBOURS", sizes[3])
         patched.setattr("miniqwen.data.documents.LEAST_STRIPE", 16)
         source = make_source(Path(folder) / "data", kind, ["an anchor", *texts])  # type: ignore[list-item]
-        order = lane_order(source, lanes)
-        numbers = [(lane, number) for lane in range(lanes) for number in range(order.num_pieces(lane))]
-        pieces = [order.piece(0, lane, number) for lane, number in numbers]
-        read = [
-            text
-            for piece, (_, number) in zip(pieces, numbers, strict=True)
-            for text, *_ in order._documents_of(piece, Position(0, number), Counter())
-        ]
-        assert len(set(pieces)) == len(pieces)
-        assert sorted(read) == sorted(["an anchor", *(text for text in texts if text)])
+        order = order_of(source, lanes)
+        for number in (0, 1):
+            pieces = [piece for lane in range(lanes) for piece in pieces_of(order, lane, number)]
+            read = [row.content for piece in pieces for row in order.rows(number, piece, Place())]
+            assert len(set(pieces)) == len(pieces)
+            assert sorted(filter(None, read)) == sorted(["an anchor", *filter(None, texts)])
 
 
 def test_stripes_share_out_windows_where_there_are_enough_and_rows_where_there_are_not() -> None:
-    starts = [0, 4, 7, 12]
+    starts = np.array([0, 4, 7, 12])
     for stripes in (1, 2, 3, 4, 9):
         found = sorted(
-            int(row)
-            for stripe in range(stripes)
-            for piece in [Piece(0, stripe, stripes)]
-            for window in piece.windows(3)
-            for row in piece.rows(starts[window], starts[window + 1], 3)
+            int(row) for stripe in range(stripes) for _, rows in Piece(0, stripe, stripes).rows(starts) for row in rows
         )
         assert found == list(range(12))
-    assert Piece(0, 1, 3).windows(3).tolist() == [1]
-    assert Piece(0, 1, 4).rows(4, 7, 3).tolist() == [5]
+    assert [(window, rows.tolist()) for window, rows in Piece(0, 1, 3).rows(starts)] == [(1, [4, 5, 6])]
+    assert [(window, rows.tolist()) for window, rows in Piece(0, 1, 4).rows(starts)] == [(0, [1]), (1, [5]), (2, [9])]
 
 
 @pytest.mark.parametrize(
@@ -197,8 +200,8 @@ def test_the_pieces_that_lanes_read_at_about_the_same_time_are_neighbours(
 ) -> None:
     """A unit's stripes come while the unit is in memory: a large data set is not read once for each stripe."""
     monkeypatch.setattr("miniqwen.data.documents.NEIGHBOURS", 400)
-    order = lane_order(make_source(tmp_path / "data", "parquet"), 3)
-    units, _ = order._epoch_order(0)
+    order = order_of(make_source(tmp_path / "data", "parquet"), 3)
+    units = order._pieces(0)[:, 0]
     counts = np.bincount(units)
     assert counts.min() > 1
     spans = [np.ptp(np.flatnonzero(units == unit)) for unit in range(len(counts))]
@@ -219,43 +222,16 @@ def test_csv_columns_that_are_not_asked_for_may_hold_anything_and_a_missing_one_
         repository.source("train", ("texts",)).read(unit)
 
 
-def test_empty_texts_are_passed_over_and_other_types_are_named_with_file_and_row(tmp_path: Path) -> None:
-    order = lane_order(make_source(tmp_path / "some", "jsonl", ["a", None, "", "b"]), 1)
+def test_what_is_no_text_comes_as_a_row_of_its_kind_and_other_types_are_named_with_file_and_row(tmp_path: Path) -> None:
+    order = order_of(make_source(tmp_path / "some", "jsonl", ["a", None, "", "b"]), 1)
     assert sorted(epoch(order, 0, 0)) == ["a", "b"]
+    kinds = [row.kind for piece in pieces_of(order, 0, 0) for row in order.rows(0, piece, Place())]
+    assert sorted(kinds) == ["documents", "documents", "empty_documents", "null_documents"]
     (tmp_path / "wrong.jsonl").write_text('{"text": 3}\n')
     flags = DataFlags(dataset_name=str(tmp_path / "wrong.jsonl"))
-    source = resolve(str(flags.dataset_name), flags).source("train", ("text",))
+    order = order_of(resolve(str(flags.dataset_name), flags).source("train", ("text",)), 1)
     with pytest.raises(UserError, match=r"wrong\.jsonl: row 0: 3 is not text"):
-        next(lane_order(source, 1).documents(0, Position()))
-
-
-def test_a_lane_that_never_gets_a_document_is_an_error_and_not_a_hang(tmp_path: Path) -> None:
-    lanes = lane_order(make_source(tmp_path / "data", "parquet", ["only", "two"]), 5)
-    everywhere = (next(lanes.documents(lane, Position())) for lane in range(5))
-    with pytest.raises(UserError, match="too few documents for 5 lanes"):
-        list(everywhere)
-
-
-@pytest.mark.parametrize("large", [False, True])
-def test_the_first_rows_are_held_out_until_there_are_tokens_enough(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool
-) -> None:
-    if large:
-        units_are_cut_small(monkeypatch)
-    source = make_source(tmp_path / "data", "parquet")
-    ten_tokens = lambda texts: [[len(text)] * 10 for text in texts]  # noqa: E731
-    held, kept = hold_out(TextWindows(source), ten_tokens, wanted=125, share=0.5)
-    assert [int(tokens[0]) for tokens in kept] == [len(text) for text in TEXTS[:13]]
-    assert (held.rows, held.count) == ((10, 3), 13)
-    seen = list(itertools.chain(*(epoch(lane_order(source, 2, held_out=held), lane, 0) for lane in (0, 1))))
-    assert sorted(seen) == sorted(TEXTS[13:])
-
-
-def test_no_more_than_the_given_share_is_held_out_but_at_least_one_row(tmp_path: Path) -> None:
-    source = TextWindows(make_source(tmp_path / "data", "parquet"))
-    one_token = lambda texts: [[1]] * len(texts)  # noqa: E731
-    assert 3 <= hold_out(source, one_token, wanted=10**9)[0].count <= 8  # 5 % of 97 rows, by bytes
-    assert hold_out(source, one_token, wanted=10**9, share=0.0)[0].count == 1
+        [*(row for piece in pieces_of(order, 0, 0) for row in order.rows(0, piece, Place()))]
 
 
 def test_a_permutation_is_the_same_on_every_machine() -> None:

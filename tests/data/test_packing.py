@@ -1,87 +1,40 @@
-"""Packing: the blocks of a lane, end to end, are its documents end to end, from any cursor on."""
+"""Packing: the blocks of a lane are of one source each, and their cursors say where the next one begins."""
 
 from __future__ import annotations
-
-import itertools
-import json
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miniqwen.data.documents import Document, Position, permutation
-from miniqwen.data.packing import Block, Cursor, EncodedDocument, best_fit, deal, encoded_documents, pack, split
+from miniqwen.data.documents import permutation
+from miniqwen.data.packing import Cursor, best_fit, chained, deal, lanes_together, read_so_far, split
+from miniqwen.data.strands import SourceCursor
 
 
-def endless(documents: list[list[int]], start: Position) -> Iterator[EncodedDocument]:
-    """A one-lane stream whose position is (epoch, 0, 0, row)."""
-    for number in itertools.count(start.epoch * len(documents) + start.row):
-        epoch, row = divmod(number, len(documents))
-        yield EncodedDocument(np.array(documents[row]), Position(epoch, 0, 0, row), Position(epoch, 0, 0, row + 1))
+def test_what_lanes_and_ranks_have_read_adds_up_to_the_same_however_they_are_shared_out() -> None:
+    def lane(number: int) -> Cursor:
+        of_source = SourceCursor(
+            epoch=number, tokens=10 * number, bytes=number, counts={"documents": number, f"odd{number % 2}": 1},
+            skipped={f"unit{number % 2}": "why"},
+        )  # fmt: skip
+        return Cursor(
+            number,
+            {"a": of_source, **({"b": SourceCursor(tokens=1)} if number == 3 else {})},
+            chained("", np.arange(3)),
+        )
 
-
-def blocks_of(
-    sources: dict[str, list[list[int]]], shares: dict[str, float], cursor: Cursor, length: int
-) -> Iterator[Block]:
-    return pack(lambda name, start: endless(sources[name], start), shares, cursor, length)
-
-
-DOCUMENTS = st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=12), min_size=1, max_size=6)
-
-
-@settings(max_examples=100, deadline=None)
-@given(documents=DOCUMENTS, length=st.integers(1, 9), count=st.integers(1, 12))
-def test_no_token_is_lost_repeated_or_padded(documents: list[list[int]], length: int, count: int) -> None:
-    packed = list(itertools.islice(blocks_of({"a": documents}, {"a": 1.0}, Cursor.start(["a"]), length), count))
-    tokens = np.concatenate([block.tokens for block in packed])
-    stream = itertools.islice(itertools.cycle(itertools.chain.from_iterable(documents)), length * count)
-    assert tokens.tolist() == list(stream)
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    first=DOCUMENTS,
-    second=DOCUMENTS,
-    length=st.integers(1, 9),
-    stops=st.lists(st.integers(0, 6), min_size=2, max_size=4),
-)
-def test_stopping_any_number_of_times_changes_no_block(
-    first: list[list[int]], second: list[list[int]], length: int, stops: list[int]
-) -> None:
-    sources, shares = {"a": first, "b": second}, {"a": 0.7, "b": 0.3}
-    count = sum(stops) + 3
-    whole = [
-        block.tokens for block in itertools.islice(blocks_of(sources, shares, Cursor.start(["a", "b"]), length), count)
-    ]
-    cursor, parts = Cursor.start(["a", "b"]), []
-    for taken in [*stops, 3]:
-        for block in itertools.islice(blocks_of(sources, shares, cursor, length), taken):
-            parts.append(block.tokens)
-            cursor = Cursor.from_json(json.loads(json.dumps(block.cursor.to_json())))
-    np.testing.assert_array_equal(np.stack(whole), np.stack(parts))
-
-
-def test_sources_are_mixed_by_tokens_and_not_by_documents() -> None:
-    sources = {"short": [[1] * 3], "long": [[2] * 90]}
-    shares = {"short": 0.7, "long": 0.3}
-    packed = list(itertools.islice(blocks_of(sources, shares, Cursor.start(list(shares)), 100), 100))
-    tokens = np.concatenate([block.tokens for block in packed])
-    assert abs((tokens == 1).mean() - 0.7) < 0.01
-    assert packed[-1].cursor.taken == {"short": int((tokens == 1).sum()), "long": int((tokens == 2).sum())}
-
-
-def test_documents_are_encoded_in_order_whatever_the_batching() -> None:
-    texts = ["a" * (number % 7 + 1) for number in range(100)]
-    stream = (
-        Document(text, Position(0, 0, 0, row), Position(0, 0, 0, row + 1))
-        for row, text in enumerate(itertools.cycle(texts))
-    )
-    encoded = encoded_documents(stream, lambda batch: [[len(text)] for text in batch])
-    first = list(itertools.islice(encoded, 250))
-    assert [int(document.tokens[0]) for document in first] == [number % 100 % 7 + 1 for number in range(250)]
-    assert [document.position.row for document in first] == list(range(250))
+    lanes = {str(number): lane(number) for number in range(4)}
+    together = lanes_together(lanes)
+    assert together["a"]["counts"] == {"documents": 6, "odd0": 2, "odd1": 2}
+    assert {**together["a"], "counts": 0} == {
+        "tokens": 60, "bytes": 6, "epoch": 3, "counts": 0, "skipped": {"unit0": "why", "unit1": "why"},
+    }  # fmt: skip
+    assert together["b"]["tokens"] == 1
+    halves = [lanes_together({name: lanes[name] for name in half}) for half in ("01", "23")]
+    stored = [lanes_together({name: lanes[name].to_json() for name in half}) for half in ("01", "23")]
+    assert read_so_far(halves) == read_so_far(stored) == together
+    assert lanes_together({"epoch": 3, "update": 4}) == {}
 
 
 @settings(max_examples=200, deadline=None)

@@ -93,7 +93,8 @@ def test_a_run_leaves_what_is_promised_and_learns(pretrained: tuple[Path, str]) 
     assert "wikipedia: dump 20231101.en\n" in said, "nobody asked for another one"
     recorded = yaml.safe_load((output / "config.yaml").read_text())
     assert recorded["max_steps"] == 12
-    assert recorded["recorded"]["data"]["held_out_rows"]["wikipedia"] > 0
+    assert recorded["recorded"]["validation"]["wikipedia"]["rows_held_out_of_training"] > 0
+    assert recorded["recorded"]["data"]["held_out"]["wikipedia"][0][0].startswith("20231101.en/train-")
     assert "torch" in recorded["recorded"]["versions"]
 
 
@@ -131,7 +132,9 @@ def test_bits_per_byte_are_those_of_the_text(pretrained: tuple[Path, str]) -> No
     tokenizer = AutoTokenizer.from_pretrained(output)
     text = "".join(article(n) for n in range(120))
     tokens_a_byte = len(tokenizer(text)["input_ids"]) / len(text.encode())
-    assert ratios.pop() * math.log(2) == pytest.approx(tokens_a_byte, rel=0.1), "of text like this, and its ends"
+    assert ratios.pop() * math.log(2) == pytest.approx(tokens_a_byte, rel=0.15), (
+        "of a few such documents, and their ends"
+    )
 
 
 def test_the_clock_goes_on_over_the_starts_of_a_run(pretrained: tuple[Path, str]) -> None:
@@ -408,7 +411,7 @@ def test_text_that_is_used_up_repeats_in_another_order_and_the_run_says_so(
 ) -> None:
     flags = [*PRETRAIN, "--dataset_name", "arxiv", "--block_size", "128", "--per_device_train_batch_size", "8"]
     said = train(model, mirror, tmp_path / "out", *flags)
-    assert said.count("all of the text was read; it repeats") == 1
+    assert said.count("all of the text of arxiv was read; it repeats") == 1
 
 
 def refused(*flags: object) -> str:
@@ -550,3 +553,16 @@ def test_bad_rows_of_questions_are_skipped_in_training_when_that_is_asked_for(
     told = train(model, mirror, tmp_path / "out", *flags, "--on_bad_data", "skip")
     assert "1 bad rows are left out (--on_bad_data skip)" in told
     assert "answers are read as the labels of choices, e.g. quiz.jsonl, row 0: 'a' → 'stone'" in told
+
+
+def test_questions_of_two_data_sets_are_trained_on_together_by_short_names_or_hub_ids(
+    model: Path, mirror: Path, tmp_path: Path
+) -> None:
+    for output, names in ("short", ("sciq", "commonsenseqa")), ("ids", ("allenai/sciq", "tau/commonsense_qa")):
+        told = train(model, mirror, tmp_path / output, "--dataset_name", *names, *FINETUNE, "--num_train_epochs", "1")
+        assert "sciq, commonsenseqa: 108 examples to train on, 17 to validate on" in told
+    assert_same_weights(tmp_path / "short", tmp_path / "ids")
+    done = run_script(
+        "train_loop.py", "--model_path", model, "--output_dir", tmp_path / "no", "--dataset_name", "sciq", "other.jsonl"
+    )
+    assert (done.returncode, "or on one other data set" in done.stderr) == (2, True)

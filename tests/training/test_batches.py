@@ -35,7 +35,7 @@ from miniqwen.training.prefetching import prefetched
 
 def lane(number: int) -> Iterator[Block]:
     for count in itertools.count():
-        yield Block(np.array([number, count, 7]), Cursor.start(["a"]))
+        yield Block(np.array([number, count, 7]), Cursor(count))
 
 
 def rows(plan: Plan, lanes: int, updates: int) -> list[set[tuple[int, ...]]]:
