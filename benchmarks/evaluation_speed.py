@@ -40,12 +40,13 @@ def harness_results(
     *,
     batch_size: int,
     metrics: Sequence[str] = (),
+    form: Mapping[str, Any] | None = None,
     **how: Any,
 ) -> tuple[list[dict[str, Any]], dict[str, Any], float]:
     """(samples in the order of the split, metrics, CPU seconds of scoring) of the harness itself on local files.
 
-    `files`: {split: parquet files}; `metrics` are computed beside the task's own. Each sample has `lls`, the
-    log-likelihoods of its choices.
+    `files`: {split: parquet files}; `metrics` are computed beside the task's own; `form`: a task in the harness's form,
+    of files that it names, in place of its own task. Each sample has `lls`, the log-likelihoods of its choices.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -64,9 +65,11 @@ def harness_results(
             return found
 
     lm = Timed(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device="cpu")
-    (described,) = Path(lm_eval.__file__).parent.glob(f"tasks/{TASKS[name][0]}/*.yaml")  # the harness's own task
-    task = yaml.safe_load(described.read_text())
-    task |= {"dataset_path": "parquet", "dataset_name": None}
+    if form:
+        task = dict(form)
+    else:
+        (described,) = Path(lm_eval.__file__).parent.glob(f"tasks/{TASKS[name][0]}/*.yaml")  # the harness's own task
+        task = yaml.safe_load(described.read_text()) | {"dataset_path": "parquet", "dataset_name": None}
     task["metric_list"] += [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in metrics]
     task["dataset_kwargs"] = {"data_files": dict(files), "cache_dir": cache}
     found = lm_eval.simple_evaluate(
