@@ -38,7 +38,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from miniqwen.data.repositories import resolve
+from miniqwen.data.repositories import Repository, resolve
 from miniqwen.distributed.launches import launcher_problems
 from miniqwen.distributed.ranks import Ranks
 from miniqwen.eval.answers import Answer, combined, predictions, report, result
@@ -57,11 +57,13 @@ from miniqwen.eval.result_files import ResultFile, file_stem, model_fingerprint
 from miniqwen.eval.scoring import is_truncated, model_positions, score_rounds
 from miniqwen.files import write_json, write_text
 from miniqwen.model.tokenization_miniqwen import load_tokenizer, tokenizer_fingerprint
-from miniqwen.questions.protocols import Prompt, Request, encode_prompt, make_prompts, unconditional_request
-from miniqwen.questions.rows import Question, read_questions
+from miniqwen.questions.protocols import Prompt, Request, chat_of, encode_prompt, make_prompts, unconditional_request
+from miniqwen.questions.readings import Reading
+from miniqwen.questions.rows import Question
+from miniqwen.questions.splits import Read, Wanted, read_splits
 
 ASKED_BY = ("answer_mode", "precision", "unconditional")  # flags that decide answers, beside the prompts
-WRITTEN_BY = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "seed")
+WRITTEN_BY = ("max_new_tokens", "stop", "do_sample", "temperature", "top_p", "top_k", "seed")
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Asked:
     requests: list[Request]
     alone: list[int]
     train: list[Question]
+    read: Read
 
 
 def main(config: EvalConfig) -> None:
@@ -96,11 +99,13 @@ def main(config: EvalConfig) -> None:
     model = load_causal_model(str(config.model_path)).to(state.device)
     check_vocabulary(model, tokenizer, str(config.model_path))
     results = {}
+    for note in (note for one in asked for note in one.read.notes if ranks.is_main):
+        print(note)
     for one, file, already in zip(asked, files, known, strict=True):
         answers = answered(model, tokenizer, one, already, file, config, ranks, state.device)
         if ranks.is_main:
             cut = truncated_prompts(one, model_positions(model.config), config)
-            recorded: dict[str, Any] = {"truncated_prompts": cut}
+            recorded: dict[str, Any] = {"truncated_prompts": cut, "answers_are": one.read.reading.kind}
             if config.protocol == "miniqwen":
                 recorded |= {"prompt_template": template.prompt, "choices_template": template.choices}
             results[one.name] = result(one.name, answers, one.train, config, recorded)
@@ -131,19 +136,14 @@ def questions_of(
     name: str, tokenizer: PreTrainedTokenizerBase, template: Template, config: EvalConfig, state: PartialState
 ) -> Asked:
     """The first `--max_eval_samples` questions, as `--protocol` puts them."""
-    split = config.split_of(name)
     with state.local_main_process_first():  # one download a machine
         repository = resolve(name, config)
-        questions = read_questions(repository, split, name, config, need_answers=False, limit=config.max_eval_samples)
-        if len({question.answer is None for question in questions}) > 1:  # tells which rows have none
-            read_questions(repository, split, name, config, need_answers=True, limit=config.max_eval_samples)
-        train: list[Question] = []
-        if config.num_fewshot or config.check_contamination:
-            if config.train_split == split:
-                raise UserError(f"{name}: --train_split {split} is the split that is evaluated")
-            train = read_questions(repository, config.train_split, name, config, need_answers=bool(config.num_fewshot))
-    prompts = make_prompts(name, questions, train, template, config)
-    requests = [encode_prompt(tokenizer, prompt, config.protocol) for prompt in prompts]
+        read = questions_and_train(name, repository, config)
+    questions, train = read.questions
+    chat = chat_of(tokenizer, str(config.model_path)) if config.apply_chat_template else None
+    prompts = make_prompts(name, questions, train, template, config, chat)
+    writes = config.answer_mode == "generate"
+    requests = [encode_prompt(tokenizer, prompt, config.protocol, writes) for prompt in prompts]
     alone: list[int] = []
     if config.unconditional:
         numbers: dict[tuple[tuple[int, ...], ...], int] = {}
@@ -153,7 +153,22 @@ def questions_of(
                 numbers[request.choices] = len(requests)
                 requests.append(request)
             alone.append(numbers[request.choices])
-    return Asked(name, prompts, requests, alone, train)
+    return Asked(name, prompts, requests, alone, train, read)
+
+
+def questions_and_train(name: str, repository: Repository, config: EvalConfig) -> Read:
+    """Two lists: the questions to ask, and those of the training split where they are needed."""
+    split, limit = config.split_of(name), config.max_eval_samples
+    how: dict[str, Any] = {"saved": Reading.load(str(config.model_path)), "skip_bad": config.on_bad_data == "skip"}
+    wanted = [Wanted(split, need_answers=False, limit=limit)]
+    if config.num_fewshot or config.check_contamination:
+        if config.train_split == split:
+            raise UserError(f"{name}: --train_split {split} is the split that is evaluated")
+        wanted.append(Wanted(config.train_split, need_answers=bool(config.num_fewshot)))
+    read = read_splits(repository, name, config, wanted, **how)
+    if len({question.answer is None for question in read.questions[0]}) > 1:  # those without are bad rows
+        read = read_splits(repository, name, config, [replace(wanted[0], need_answers=True), *wanted[1:]], **how)
+    return replace(read, questions=[*read.questions, []][:2])
 
 
 def result_file(

@@ -40,12 +40,13 @@ def harness_results(
     *,
     batch_size: int,
     metrics: Sequence[str] = (),
+    form: Mapping[str, Any] | None = None,
     **how: Any,
 ) -> tuple[list[dict[str, Any]], dict[str, Any], float]:
     """(samples in the order of the split, metrics, CPU seconds of scoring) of the harness itself on local files.
 
-    `files`: {split: parquet files}; `metrics` are computed beside the task's own. Each sample has `lls`, the
-    log-likelihoods of its choices.
+    `files`: {split: parquet files}; `metrics` are computed beside the task's own; `form`: a task in the harness's form,
+    of files that it names, in place of its own task. Each sample has `lls`, the log-likelihoods of its choices.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -64,9 +65,11 @@ def harness_results(
             return found
 
     lm = Timed(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device="cpu")
-    (described,) = Path(lm_eval.__file__).parent.glob(f"tasks/{TASKS[name][0]}/*.yaml")  # the harness's own task
-    task = yaml.safe_load(described.read_text())
-    task |= {"dataset_path": "parquet", "dataset_name": None}
+    if form:
+        task = dict(form)
+    else:
+        (described,) = Path(lm_eval.__file__).parent.glob(f"tasks/{TASKS[name][0]}/*.yaml")  # the harness's own task
+        task = yaml.safe_load(described.read_text()) | {"dataset_path": "parquet", "dataset_name": None}
     task["metric_list"] += [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in metrics]
     task["dataset_kwargs"] = {"data_files": dict(files), "cache_dir": cache}
     found = lm_eval.simple_evaluate(
@@ -130,12 +133,12 @@ def measure(name: str, given: argparse.Namespace, tokenizer: Any, folder: Path) 
     from miniqwen.data.repositories import resolve
     from miniqwen.eval.causal_models import load_causal_model, scorer
     from miniqwen.questions.protocols import encode_prompt, make_prompts
-    from miniqwen.questions.rows import read_questions
+    from miniqwen.questions.splits import Wanted, read_splits
     from miniqwen.questions.templates import Template
 
     config = EvalConfig(dataset_name=name, data_root=str(given.data_root), protocol="harness")
     split = config.split_of(name)
-    questions = read_questions(resolve(name, config), split, name, config, need_answers=True)
+    (questions,) = read_splits(resolve(name, config), name, config, [Wanted(split)]).questions
     places = files_of(name, given.data_root)
     ours, theirs = scorer(load_causal_model(folder)), AutoModelForCausalLM.from_pretrained(folder)
     ratios, seconds, furthest = [], [], 0.0
@@ -182,7 +185,7 @@ def main() -> None:
     from miniqwen.data.repositories import resolve
     from miniqwen.demo import write_demo
     from miniqwen.model.tokenization_miniqwen import load_tokenizer, train_tokenizer
-    from miniqwen.questions.rows import read_questions
+    from miniqwen.questions.splits import Wanted, read_splits
 
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(given.threads)
@@ -194,7 +197,7 @@ def main() -> None:
         tokenizer = load_tokenizer(given.tokenizer) if given.tokenizer else None
         if tokenizer is None:
             flags = EvalConfig(dataset_name="sciq", data_root=str(given.data_root))
-            texts = read_questions(resolve("sciq", flags), "train", "sciq", flags, need_answers=True)
+            (texts,) = read_splits(resolve("sciq", flags), "sciq", flags, [Wanted("train")]).questions
             tokenizer = train_tokenizer((" ".join((one.support, one.question, *one.choices)) for one in texts), 16_384)
         folder = Path(scratch, "model")
         random_model(len(tokenizer)).save_pretrained(folder)

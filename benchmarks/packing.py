@@ -33,7 +33,7 @@ def own_tokenizer(name: str, data_root: Path) -> Any:
     from miniqwen.questions.examples import training_questions
 
     config = TrainConfig(dataset_name=name, data_root=str(data_root))
-    train, _ = training_questions(resolve(name, config), name, config)
+    train, _ = training_questions(resolve(name, config), name, config).questions
     return train_tokenizer((" ".join((question.question, *question.choices)) for question in train), 16_384)
 
 

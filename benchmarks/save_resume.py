@@ -55,7 +55,7 @@ def measure(folder: Path, hidden: int, repeats: int) -> dict[str, float]:
     tokens = torch.randint(0, 8192, (4, 128), generator=torch.Generator().manual_seed(0))
     update(model, optimizer, tokens)
     outputs = [
-        OutputFolder(TrainConfig(output_dir=str(folder), async_save=beside), model, tokenizer, None, {}, 1)
+        OutputFolder(TrainConfig(output_dir=str(folder), async_save=beside), model, tokenizer, (), {}, 1)
         for beside in (False, True)
     ]
     foreground, copying, loses = [], [], []

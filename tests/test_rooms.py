@@ -23,17 +23,18 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"data": "patience hub formats units sources repositories windows held_out documents strands mixture "
              "token_cache packing tokenizer_text "
              "pretrained"},
-    {"questions": "rows templates examples protocols"},
+    {"questions": "texts choices readings rows splits templates examples protocols"},
     {
         "training": "prefetching batches samples task text_task question_task preview optimizers preemption "
                     "bad_updates resuming lives output_folder tracking ending opening",
-        "eval": "causal_models choice_rows scoring metrics generation dialogue answers comparison result_files",
+        "eval": "causal_models choice_rows scoring metrics extraction generation dialogue answers comparison "
+                "result_files",
     },
     {"": "create_model generate"},
 )  # fmt: skip
 COMMANDS = ("train_loop.py", "eval_loop.py", "prepare_datasets.py")
 # What is loaded before the flags are parsed, and so imports nothing heavy.
-LIGHT = {"errors", "files", "lock", "questions.rows", "questions.templates", "training.preemption"}
+LIGHT = {"errors", "files", "lock", "questions.splits", "questions.templates", "training.preemption"}
 HEAVY = {"torch", "transformers", "accelerate", "deepspeed", "datasets", "wandb", "pyarrow", "tokenizers"}
 # The libraries that spread a run over processes stand behind one wing; beside it, where they free a device's memory.
 SPREADING = {"accelerate", "deepspeed"}

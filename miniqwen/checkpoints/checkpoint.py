@@ -9,6 +9,7 @@ when resumed from; the output folder has to be one that every machine of the run
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -25,7 +26,13 @@ from miniqwen.files import file_hash, sync, write_json
 MANIFEST = "manifest.json"
 PROGRESS_FILE = "progress.json"
 EVALUATION_FILE = "evaluation.json"  # beside the manifest, not in it: it comes later
-EVALUATED = ("best_metric", "best_step", "evaluations_without_best", "evaluated_step")  # what an evaluation changes
+EVALUATED = (
+    "best_metric",
+    "best_name",
+    "best_step",
+    "evaluations_without_best",
+    "evaluated_step",
+)  # what an evaluation changes
 ASIDE = "aside-"  # how the name of a checkpoint begins that a run has gone back before
 REPLACED = ".old.tmp"  # how the name of a checkpoint ends while another takes its place
 
@@ -39,6 +46,7 @@ class Progress:
     epoch: int = 0
     cursor: Mapping[str, Any] = field(default_factory=dict)
     best_metric: float | None = None
+    best_name: str | None = None  # of the metric, and which way it is better
     best_step: int | None = None
     evaluations_without_best: int = 0
     evaluated_step: int = 0  # of the last evaluation
@@ -50,18 +58,19 @@ class Progress:
     pending_bytes: int = 0
     loss_scale: Mapping[str, float] | None = None  # of fp16
 
-    def with_evaluation(self, metric: float, larger_is_better: bool) -> Progress:
-        """After an evaluation that gave `metric` at this step."""
+    def with_evaluation(self, metric: float, larger_is_better: bool, name: str | None = None) -> Progress:
+        """After an evaluation that gave `metric`, called `name`, at this step. What is not a number is never the best;
+        of equals the first stays."""
         best = self.best_metric
-        if best is None or (metric > best if larger_is_better else metric < best):
+        if not math.isnan(metric) and (best is None or (metric > best if larger_is_better else metric < best)):
             better: dict[str, Any] = {"best_metric": metric, "best_step": self.step, "evaluations_without_best": 0}
-            return replace(self, evaluated_step=self.step, **better)
+            return replace(self, evaluated_step=self.step, best_name=name, **better)
         without = self.evaluations_without_best + 1
         return replace(self, evaluated_step=self.step, evaluations_without_best=without)
 
     def without_best(self) -> Progress:
         """As if no evaluation had been the best yet."""
-        return replace(self, best_metric=None, best_step=None, evaluations_without_best=0)
+        return replace(self, best_metric=None, best_name=None, best_step=None, evaluations_without_best=0)
 
     def with_update(self, skipped: bool) -> Progress:
         """After an update that was made, or skipped because it was not finite."""

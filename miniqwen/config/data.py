@@ -18,6 +18,11 @@ QA_DATASETS = ("sciq", "commonsenseqa")
 BOTH = ("wikipedia", "arxiv")
 KNOWN = (*BOTH, *QA_DATASETS)
 SAMPLE_BY = ("line", "paragraph", "document")
+HUB_IDS = {
+    "wikimedia/wikipedia": "wikipedia", "common-pile/arxiv_papers": "arxiv", "allenai/sciq": "sciq",
+    "tau/commonsense_qa": "commonsenseqa", "commonsense_qa": "commonsenseqa",
+}  # fmt: skip
+ANSWER_READINGS = ("text", "label", "number", "number_from_1", "column", "added")
 USUAL_DUMP = "20220301.en"  # of Wikipedia, unless another is named
 HUB_TIMEOUT = 1800.0  # seconds
 
@@ -53,14 +58,28 @@ class DataFlags(Flags):
     text_column: str | None = flag(None, "column with the text (text data the project has no name for)", group="data")
     question_column: str | None = flag(None, "column with the question (QA data of your own)", group="data")
     choices_column: str | None = flag(
-        None, "column with the choices: a list of texts, or {label, text} as in CommonsenseQA; several columns with "
-        "commas (distractor1,distractor2,...) to which the answer is added", group="data")  # fmt: skip
+        None, "column with the choices: a list of texts, {label, text} as in CommonsenseQA, or {A: text, B: ...}; or "
+        "several columns with commas, one a choice", group="data")  # fmt: skip
     answer_column: str | None = flag(
-        None, "column with the answer: a choice's text, its label, or its number from 0", group="data")  # fmt: skip
+        None, "column with the answer; it may be one of several columns of choices", group="data")  # fmt: skip
+    answer_is: str | None = flag(
+        None, "what an answer says of its choice: its text, its label (a letter where it has none), its number from 0 "
+        "or from 1, the name of its column; added: the right text itself, beside columns of wrong ones as SciQ's "
+        "(default: what fits all rows; where several do, they are told)",
+        group="data", choices=ANSWER_READINGS)  # fmt: skip
     support_column: str | None = flag(
         None, "column with a supporting passage, for {support} in the template", group="data"
     )
     id_column: str | None = flag(None, "column with a row's id (default: id, else the row number)", group="data")
+
+    def __post_init__(self) -> None:
+        """A data set with a short name is known by its hub id too, unless its columns or configuration are given."""
+        if self.column_flags() or self.dataset_config_name:
+            return
+        names = (self.dataset_name,) if isinstance(self.dataset_name, str) else self.dataset_name or ()
+        short = tuple(name if Path(name).exists() else HUB_IDS.get(name, name) for name in names)
+        if short != names:
+            object.__setattr__(self, "dataset_name", short[0] if len(short) == 1 else short)
 
     @property
     def named(self) -> dict[str, str]:
@@ -92,6 +111,10 @@ class DataFlags(Flags):
         if self.column_flags() and all(name in KNOWN for name in given):
             flag_given = next(iter(self.column_flags()))
             found.append(f"--{flag_given}: the columns of {', '.join(given)} are known; leave it out")
+        if self.answer_is and (all(name in KNOWN for name in given) or not self.choices_column):
+            found.append(f"--answer_is {self.answer_is} is for questions of your own with --choices_column")
+        elif self.answer_is in ("column", "added") and "," not in str(self.choices_column):
+            found.append(f"--answer_is {self.answer_is} needs several columns of choices (--choices_column A,B,C)")
         if self.text_column and qa_columns:
             found.append(f"--text_column and --{qa_columns[0]} contradict each other: text data or QA data?")
         for name in given:

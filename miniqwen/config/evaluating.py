@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from miniqwen.config.data import QA_DATASETS, TEXT_DATASETS, DataFlags
-from miniqwen.config.flags import flag
+from miniqwen.config.data import HUB_TIMEOUT, QA_DATASETS, TEXT_DATASETS, DataFlags
+from miniqwen.config.flags import flag, no_flag
 from miniqwen.config.models import model_problems
 from miniqwen.config.precision import precision_name, precision_problems
 
@@ -25,6 +25,12 @@ class EvalConfig(DataFlags):
     dataset_name: str | None = flag(
         None, "sciq, commonsenseqa, both, a hub id (OWNER/NAME), or a local file or folder (.parquet, .jsonl, .json, "
         ".csv; also .gz)", group="data", path=True)  # fmt: skip
+    hub_timeout: float = flag(
+        HUB_TIMEOUT, "seconds to wait, at one place, for a hub that does not answer; then the command ends with status "
+        "75; what was answered is kept", group="data")  # fmt: skip
+    wikipedia_version: str | None = no_flag(None)  # what is only for text
+    text_column: str | None = no_flag(None)
+    sample_by: str = no_flag("line")
     model_path: str | None = flag(
         None,
         "folder of the model to evaluate: MiniQwen's, or any causal language model of transformers",
@@ -37,12 +43,15 @@ class EvalConfig(DataFlags):
     )
     compare: tuple[str, ...] = flag(
         (), "two files of results, A.json B.json, of the same questions: which model is better, and what changed; "
-        "needs no other flag", group="output", path=True)  # fmt: skip
+        "needs no other flag", group="output", path=True, verbatim=True)  # fmt: skip
     split: str | None = flag(
         None, "split to evaluate (default: SciQ test, CommonsenseQA validation, else test); one without answers gets a "
         "file of predictions", group="data")  # fmt: skip
     train_split: str = flag("train", "split that --num_fewshot and --check_contamination read", group="data")
     max_eval_samples: int | None = flag(None, "the first N rows only", group="data", least=1)
+    on_bad_data: str = flag(
+        "error", "rows whose question, choices or answer cannot be read: list them, or skip them, counted and told",
+        group="data", choices=("error", "skip"))  # fmt: skip
     check_contamination: bool = flag(
         False, "look for the questions in --train_split, and report accuracy with and without those that are there",
         group="data")  # fmt: skip
@@ -57,11 +66,14 @@ class EvalConfig(DataFlags):
         None, "text before the answer (default: the one saved beside the model)", group="prompt"
     )
     choices_template: str | None = flag(None, "one line a choice, with {label} and {text}", group="prompt")
+    apply_chat_template: bool = flag(
+        False, "put questions as a conversation by the model's chat template, few-shot examples as its turns, as the "
+        "harness does", group="prompt")  # fmt: skip
     answer_mode: str = flag(
         "loglikelihood", "loglikelihood: the most likely choice; generate: the model writes, and its answer is found "
         "in the text", group="evaluation", choices=("loglikelihood", "generate"))  # fmt: skip
     unconditional: bool = flag(
-        False, "also score each choice without its question, for accuracy_unconditional (the harness's "
+        False, "also score each choice without its question, for accuracies.unconditional (the harness's "
         "acc_mutual_info)", group="evaluation")  # fmt: skip
     per_device_eval_batch_size: int = flag(
         8, "questions a device takes at once; halved when memory runs out", group="evaluation", least=1
@@ -73,6 +85,9 @@ class EvalConfig(DataFlags):
         "(A, (B), the answer is C), a choice's text, the last line", group="generation",
         choices=("letter", "text", "last_line"))  # fmt: skip
     max_new_tokens: int = flag(32, "most tokens to generate", group="generation", least=1)
+    stop: tuple[str, ...] = flag(
+        (), "texts at which an answer ends, each in quotes; \\n is a line break", group="generation", verbatim=True
+    )
     do_sample: bool = flag(False, "sample instead of always taking the most likely token", group="generation")
     temperature: float = flag(1.0, "of sampling", group="generation")
     top_p: float = flag(
@@ -85,6 +100,11 @@ class EvalConfig(DataFlags):
     def names(self) -> tuple[str, ...]:
         """The data sets to evaluate."""
         return QA_DATASETS if self.dataset_name == "both" else (str(self.dataset_name),)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """`--stop` with its line breaks, which are hard to type."""
+        return tuple(text.replace("\\n", "\n") for text in self.stop)
 
     @property
     def precision(self) -> str:
@@ -136,7 +156,7 @@ class EvalConfig(DataFlags):
         found = []
         defaults = {name: f.default for name, f in type(self).__dataclass_fields__.items()}
         if self.answer_mode == "loglikelihood":
-            for name in ("do_sample", "extract", "max_new_tokens"):
+            for name in ("do_sample", "extract", "max_new_tokens", "stop"):
                 if getattr(self, name) != defaults[name]:
                     found.append(f"--{name} has no use without --answer_mode generate")
         elif self.unconditional:
@@ -144,6 +164,8 @@ class EvalConfig(DataFlags):
         for name in SAMPLING:
             if getattr(self, name) != defaults[name] and not self.do_sample:
                 found.append(f"--{name} has no use without --do_sample")
+        if not all(self.stop):
+            found.append("--stop: a text at which answers end must not be empty")
         if self.temperature <= 0:
             found.append(
                 f"--temperature {self.temperature}: must be above 0 (for the most likely tokens leave --do_sample out)"

@@ -43,6 +43,11 @@ class EvaluationFlags(PromptFlags):
     def larger_is_better(self) -> bool:
         return self.greater_is_better if self.greater_is_better is not None else self.best_metric != "eval_loss"
 
+    @property
+    def best_is(self) -> str:
+        """What makes a model the best, in words: bests of other metrics cannot be compared with it."""
+        return f"the {'largest' if self.larger_is_better else 'smallest'} {self.best_metric}"
+
     def problems(self) -> list[str]:
         found = super().problems()
         metrics = (
@@ -58,7 +63,9 @@ class EvaluationFlags(PromptFlags):
             found.append("--early_stopping_patience needs evaluations: add --eval_strategy steps")
         if self.eval_strategy == "epoch" and self.resolved_task == "pretrain":
             found.append("--eval_strategy epoch: streamed text has no epochs; use --eval_strategy steps --eval_steps N")
-        ranks_choices = self.dataset_name in QA_DATASETS or self.choices_column or self.resolved_task == "pretrain"
+        ranks_choices = (
+            set(self.named.values()) & set(QA_DATASETS) or self.choices_column or self.resolved_task == "pretrain"
+        )
         if self.best_metric == "eval_accuracy" and not ranks_choices:
             found.append("--metric_for_best_model eval_accuracy needs --choices_column: accuracy ranks choices")
         return found

@@ -67,6 +67,11 @@ def flag(
     return field(default=default, metadata=known)
 
 
+def no_flag(default: Any) -> Any:
+    """A field that a base class has and this command does not ask for: it keeps its default, and is no flag."""
+    return field(default=default, init=False)
+
+
 @dataclass(frozen=True)
 class Flags:
     """The part common to all commands; a subclass is one command's flags."""
@@ -75,7 +80,7 @@ class Flags:
         """Every contradiction between the flags and with the files they name."""
         found = []
         for f in dataclasses.fields(self):
-            value, least = getattr(self, f.name), f.metadata["least"]
+            value, least = getattr(self, f.name), f.metadata.get("least")
             if least is not None and value is not None and value < least:
                 found.append(f"--{f.name} {value}: must be at least {least}")
         return found
@@ -94,7 +99,7 @@ def parse(
     `checks` are rooms' own checks of their flags. Raises `UserError` with every problem found: unknown flags, values of
     the wrong type, contradictions.
     """
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
     given, unknown = _argument_parser(kind, program, description).parse_known_args(
         list(sys.argv[1:] if arguments is None else arguments)
     )
@@ -141,7 +146,7 @@ def _argument_parser(kind: type[Flags], program: str, description: str) -> argpa
     )  # fmt: skip
     parser.add_argument("--config", metavar="FILE.yaml", help="read flags from a YAML file; the command line wins")
     groups: dict[str, Any] = {}
-    for f in dataclasses.fields(kind):
+    for f in (f for f in dataclasses.fields(kind) if f.init):
         meta, default = f.metadata, f.default
         is_list = isinstance(default, tuple) or meta["several"]
         if meta["only_yaml"]:

@@ -18,7 +18,7 @@ from typing import Any
 MODEL_FILES = (
     "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "chat_template.jinja", "prompt_templates.json",
+    "chat_template.jinja", "prompt_templates.json", "answer_reading.json",
 )  # fmt: skip
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # OWNER/NAME
 HUB_ADDRESS = re.compile(

@@ -56,7 +56,8 @@ class TaskFlags(DataFlags):
         group="data", path=True)  # fmt: skip
     on_bad_data: str = flag(
         "error", "text that cannot be read (a broken page, gzip stream, line or UTF-8; a row that is no text): stop, "
-        "with a checkpoint, or skip the whole unit (row group, slice, gzipped file; or that row), counted and told",
+        "with a checkpoint, or skip the whole unit (row group, slice, gzipped file; or that row), counted and told; of "
+        "questions, rows whose question, choices or answer cannot be read",
         group="data", choices=("error", "skip"))  # fmt: skip
     data_lanes: int | None = flag(
         None, "parallel streams of documents (default: blocks per update of the first run); part of the data order",
@@ -140,17 +141,20 @@ class TaskFlags(DataFlags):
             found.append(f"--task: say pretrain or finetune, {', '.join(unknown)} {are} the project knows")
         if (text and self.resolved_task == "finetune") or (questions and self.resolved_task == "pretrain"):
             kind = "text (pretrain)" if text else "questions (finetune)"
-            names = " ".join(text or questions)
-            found.append(f"--task {self.resolved_task} contradicts --dataset_name {names}, which is {kind}")
-        if len(given) > 1 and self.resolved_task == "finetune":
-            found.append("--dataset_name: fine-tuning is on the questions of one data set")
+            found.append(f"--task {self.resolved_task} contradicts --dataset_name {' '.join(text or questions)}, "
+                         f"which is {kind}")  # fmt: skip
+        if len(given) > 1 and unknown and self.resolved_task == "finetune":
+            found.append(
+                f"--dataset_name {' '.join(given)}: fine-tuning is on {' and '.join(QA_DATASETS)}, "
+                "or on one other data set"
+            )
         if len(unknown) > 1 and self.dataset_config_name:
             found.append(f"--dataset_config_name: whose, of {', '.join(unknown)}? Say it under `sources:` in --config")
         found += source_problems(self.sources or {}, self.named)
         if self.resolved_task == "finetune" and not questions and not (self.question_column and self.answer_column):
             found.append("--question_column and --answer_column are needed to fine-tune on QA data of your own")
-        if self.on_bad_data == "skip" and (self.resolved_task == "finetune" or self.token_cache):
-            found.append("--on_bad_data skip is for streamed text: questions and token caches are read whole before")
+        if self.on_bad_data == "skip" and self.token_cache:
+            found.append("--on_bad_data skip is for text and questions as they are read: a token cache was read before")
         if self.mixture is not None:
             found += mixture_problems(self.mixture, self.named)
         if self.preprocessing_num_workers < 0:

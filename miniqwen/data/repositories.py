@@ -56,6 +56,7 @@ class Repository:
     cache_dir: str | None = None
     sample_by: str = "line"
     row_groups: Mapping[str, Mapping[str, Sequence[Sequence[int]]]] = field(default_factory=dict)
+    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by column, of what is stored as numbers
 
     def source(self, split: str, columns: tuple[str, ...]) -> Source:
         """Some columns of a split. Raises `UserError` naming the splits there are."""
@@ -124,8 +125,10 @@ def locate(name: str, flags: DataFlags) -> Repository:
     config_name, note = flags.dataset_config_name if name not in REPOSITORIES else None, None
     if name == "wikipedia":
         config_name, note = _wikipedia_dump(where, flags.wikipedia_version, flags.hub_timeout)
-    revision, files = _files(name, where, config_name, flags.hub_timeout)
-    return Repository(name, path, config_name, revision, files, note, flags.cache_dir, flags.sample_by)
+    revision, files, names = _files(name, where, config_name, flags.hub_timeout)
+    return Repository(
+        name, path, config_name, revision, files, note, flags.cache_dir, flags.sample_by, class_names=names
+    )
 
 
 def _local(name: str) -> Repository:
@@ -134,8 +137,8 @@ def _local(name: str) -> Repository:
         file = DataFile(path.name, str(path.resolve()), path.stat().st_size)
         _ = file.format  # a format that cannot be read is said at once
         return Repository(path.name, str(path.resolve()), None, None, {"train": (file,)})
-    _, files = _files(name, str(path.resolve()), None)
-    return Repository(path.name, str(path.resolve()), None, None, files)
+    _, files, names = _files(name, str(path.resolve()), None)
+    return Repository(path.name, str(path.resolve()), None, None, files, class_names=names)
 
 
 def _wikipedia_dump(where: str, named: str | None, limit: float) -> tuple[str, str | None]:
@@ -159,10 +162,10 @@ def _wikipedia_dump(where: str, named: str | None, limit: float) -> tuple[str, s
 
 def _files(
     name: str, where: str, config_name: str | None, limit: float = HUB_TIMEOUT
-) -> tuple[str | None, dict[str, tuple[DataFile, ...]]]:
-    """(revision, files by split) of a data set on the hub or in a folder."""
+) -> tuple[str | None, dict[str, tuple[DataFile, ...]], dict[str, list[str]]]:
+    """(revision, files by split, names of classes by column as its card has them) of a data set, here or on the hub."""
 
-    def files_of(path: str, **pinning: Any) -> tuple[str | None, dict[str, tuple[DataFile, ...]]]:
+    def files_of(path: str, **pinning: Any) -> tuple[str | None, dict[str, tuple[DataFile, ...]], dict[str, list[str]]]:
         builder = datasets.load_dataset_builder(path, config_name, **pinning)
         found: dict[str, tuple[DataFile, ...]] = {}
         for split, urls in (builder.config.data_files or {}).items():
@@ -174,14 +177,16 @@ def _files(
                     inside = filesystem.resolve_path(file).path_in_repo
                 files.append(DataFile(inside, url, filesystem.info(file)["size"], limit))
             found[str(split)] = tuple(files)
-        return pinning.get("revision"), found
+        features = builder.info.features or {}
+        names = {column: kind.names for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
+        return pinning.get("revision"), found, names
 
-    revision, files = _listed(name, where, limit, files_of)
+    revision, files, names = _listed(name, where, limit, files_of)
     if not files or not any(files.values()):
         raise UserError(f"{name}: no data files in {where}; expected {', '.join(FORMATS)}")
     for file in (file for found in files.values() for file in found):
         _ = file.format
-    return revision, files
+    return revision, files, names
 
 
 def _listed(name: str, where: str, limit: float, ask: Callable[..., Result]) -> Result:

@@ -17,10 +17,11 @@ from typing import Any
 from miniqwen.config.evaluating import EvalConfig
 from miniqwen.config.flags import RECORDED
 from miniqwen.eval import metrics
-from miniqwen.eval.generation import extract
+from miniqwen.eval.extraction import extract
 from miniqwen.eval.metrics import NORMALISATIONS, ChoiceScores
 from miniqwen.questions.protocols import Prompt, Request
 from miniqwen.questions.rows import Question
+from miniqwen.questions.texts import normalised_answer
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,9 @@ class Answer:
         if question.answer is None:
             return None
         if question.choices:
-            return self.choice == question.answer_index
-        return metrics.normalised_answer(str(self.generated)) == metrics.normalised_answer(question.answer)
+            return self.prompt.is_right(self.choice)
+        said = normalised_answer(str(self.generated))
+        return said == normalised_answer(question.answer) and said != ""
 
     def sample(self) -> dict[str, Any]:
         """The question's record. Scores are log-likelihoods in the order of `choices`."""
@@ -118,11 +120,16 @@ def _figures(answers: Sequence[Answer], config: EvalConfig) -> dict[str, Any]:
     if not questions[0].choices:
         return found | _written_figures(answers)
     right = metrics.right_answers(questions)
+    # a choice that says the same as the right one stands for it
+    right = [
+        place if answer.choice is None or not answer.is_correct else answer.choice
+        for place, answer in zip(right, answers, strict=True)
+    ]
     scores = [answer.scores for answer in answers if answer.scores is not None]
     if scores:
         shares = {}
         for by in NORMALISATIONS[: None if config.unconditional else -1]:
-            hits = [score.prediction(by) == answer for score, answer in zip(scores, right, strict=True)]
+            hits = [one.prompt.is_right(score.prediction(by)) for score, one in zip(scores, answers, strict=True)]
             shares[by] = _share(hits)
         found = {"accuracy": found.pop("accuracy"), "accuracy_norm": shares["character"]["accuracy"], **found}
         found["accuracies"] = shares

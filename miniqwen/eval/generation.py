@@ -1,31 +1,33 @@
-"""What the model writes when it is asked, and which choice that is.
+"""What the model writes when it is asked.
 
-Promises: greedy, or sampled by a seed that gives the same texts on any number of processes with the same batch size;
-stops at the end token. An answer is looked for by rules of plain patterns, in order; a text in which none finds one is
-counted as such, not guessed. Costs: batches of prompts of like length, padded on the left, with a cache of keys and
-values; memory grows with the batch.
+Promises: greedy, or sampled by a generator of each question's own, so that its text depends on the seed and its number
+alone, not on batches and processes; stops at the end token or a `--stop` text. Costs: batches of prompts of like
+length, padded on the left, with a cache of keys and values; memory grows with the batch.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import regex
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from miniqwen.config.evaluating import EvalConfig
 from miniqwen.errors import UserError
 from miniqwen.eval.causal_models import end_tokens
-from miniqwen.eval.metrics import normalised_answer
 from miniqwen.eval.scoring import Halving, model_positions
 from miniqwen.questions.protocols import Request
-from miniqwen.questions.rows import LABELS, Question
-
-# A letter by itself: at the beginning, in brackets, or behind "answer is" and "answer:"; "A dog" names no choice.
-LETTER = regex.compile(r"(?:^\s*|\(|(?i:\banswer(?:\s+is)?)\s*:?\s*\(?)([A-Z])(?=\s*(?:[.):,]|$|\n))")
 
 
 def generate_rounds(
@@ -54,8 +56,8 @@ def generate_rounds(
     parts = Halving(size, halve)
 
     def generated(some: Sequence[int]) -> list[str]:
-        torch.manual_seed(config.seed * 1_000_003 + some[0])
-        return _generate(model, tokenizer, [prompts[index] for index in some], config, device)
+        drawn = [Drawn(config, index) for index in some] if config.do_sample else []
+        return _generate(model, tokenizer, [prompts[index] for index in some], config, device, drawn)
 
     for batch in tqdm(mine, desc=progress, unit="batch", disable=progress is None):
         found = parts.of(batch, generated, requests)
@@ -65,62 +67,64 @@ def generate_rounds(
 @torch.no_grad()
 def _generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], config: EvalConfig,
-    device: torch.device | str,
+    device: torch.device | str, drawn: Sequence[Drawn],
 ) -> list[str]:  # fmt: skip
     length, end = max(map(len, prompts)), tokenizer.eos_token_id
     ids = torch.tensor([[end] * (length - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     seen = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     ends = end_tokens(model, tokenizer)
     how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if config.do_sample:
-        how = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
+    if drawn:
+        how["logits_processor"] = LogitsProcessorList([*_sampling(config), Noise(drawn)])
+    if config.stops:
+        how |= {"stop_strings": list(config.stops), "tokenizer": tokenizer}
     model.eval()
     written = model.generate(
         input_ids=ids, attention_mask=seen, max_new_tokens=config.max_new_tokens, eos_token_id=sorted(ends),
         pad_token_id=end, **how,
     )[:, length:]  # fmt: skip
-    return [tokenizer.decode(_until(row, ends), skip_special_tokens=True).strip() for row in written.tolist()]
+    texts = (tokenizer.decode(_until(row, ends), skip_special_tokens=True) for row in written.tolist())
+    return [_before(text, config.stops).strip() for text in texts]
+
+
+def _before(text: str, stops: Sequence[str]) -> str:
+    """`text` up to the first of `stops`."""
+    return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
+
+
+class Drawn:
+    """The random numbers of one question, whatever else is in its batch."""
+
+    def __init__(self, config: EvalConfig, number: int) -> None:
+        seed = hashlib.sha256(f"{config.seed}:{number}".encode()).digest()
+        self._generator = torch.Generator().manual_seed(int.from_bytes(seed[:7], "big"))
+
+    def noise(self, size: int) -> torch.Tensor:
+        """[size] of a standard Gumbel distribution."""
+        return -torch.empty(size).exponential_(generator=self._generator).log()
+
+
+class Noise(LogitsProcessor):
+    """Scores with Gumbel noise, of which the largest is a sample of their softmax (Maddison et al. 2014,
+    arXiv:1411.0030): what is greedy behind it samples, each row by its own generator."""
+
+    def __init__(self, drawn: Sequence[Drawn]) -> None:
+        self._drawn = drawn
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        noise = torch.stack([one.noise(scores.shape[-1]) for one in self._drawn])
+        return scores + noise.to(scores.device, scores.dtype)
+
+
+def _sampling(config: EvalConfig) -> list[LogitsProcessor]:
+    """What takes part in a sample, in the library's order."""
+    found: list[LogitsProcessor] = [TemperatureLogitsWarper(float(config.temperature))]
+    if config.top_k:
+        found.append(TopKLogitsWarper(config.top_k))
+    if config.top_p < 1:
+        found.append(TopPLogitsWarper(config.top_p))
+    return found
 
 
 def _until(row: list[int], ends: set[int]) -> list[int]:
     return row[: next((place for place, token in enumerate(row) if token in ends), len(row))]
-
-
-def extract(text: str, question: Question, rules: Sequence[str]) -> tuple[int | None, str | None]:
-    """(index of the choice that `text` names, the rule that found it); (None, None) where no rule finds one.
-
-    letter: A, B., (C), "the answer is D", of the letters in the order of presentation. text: a choice's words stand in
-    the text; the one that comes first, and of those that begin at one place the longest. last_line: the last line that
-    is not empty is a choice, but for case, punctuation and articles, or its letter.
-    """
-    for rule in rules:
-        index = RULES[rule](text, question.choices)
-        if index is not None:
-            return index, rule
-    return None, None
-
-
-def _letter(text: str, choices: Sequence[str]) -> int | None:
-    found = (LABELS.index(match[1]) for match in LETTER.finditer(text))
-    return next((index for index in found if index < len(choices)), None)
-
-
-def _choice_text(text: str, choices: Sequence[str]) -> int | None:
-    places = []
-    for index, choice in enumerate(choices):
-        match = regex.search(rf"(?<!\w){regex.escape(choice.strip())}(?!\w)", text, regex.IGNORECASE)
-        if match:
-            places.append((match.start(), -len(choice), index))
-    return min(places)[2] if places else None
-
-
-def _last_line(text: str, choices: Sequence[str]) -> int | None:
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
-        return None
-    said = normalised_answer(lines[-1])
-    same = [index for index, choice in enumerate(choices) if normalised_answer(choice) == said]
-    return same[0] if same else _letter(lines[-1], choices)
-
-
-RULES = {"letter": _letter, "text": _choice_text, "last_line": _last_line}

@@ -8,7 +8,6 @@ published ones. Costs: nothing worth mentioning; scikit-learn and sacrebleu are 
 from __future__ import annotations
 
 import math
-import string
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import regex
 
+from miniqwen.questions.choices import LABELS
 from miniqwen.questions.protocols import Request
-from miniqwen.questions.rows import LABELS, Question
+from miniqwen.questions.rows import Question
+from miniqwen.questions.texts import normalised_answer, plain_text, words
 
 Z_95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 BINS = 10
@@ -100,7 +100,7 @@ def confidence_interval(accuracy: float, count: int) -> tuple[float, float]:
     z2 = Z_95**2 / count
     centre = (accuracy + z2 / 2) / (1 + z2)
     half = Z_95 / (1 + z2) * math.sqrt(accuracy * (1 - accuracy) / count + z2 / (4 * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return centre - half if accuracy > 0 else 0.0, centre + half if accuracy < 1 else 1.0
 
 
 def classes(predicted: Sequence[int | None], right: Sequence[int], places: int) -> dict[str, Any]:
@@ -108,8 +108,9 @@ def classes(predicted: Sequence[int | None], right: Sequence[int], places: int) 
 
     `per_class`: precision, recall, F1 and support (number of right answers) of each; a place that is never predicted,
     or never right, has precision, or recall, 0. `balanced_accuracy`: mean recall of the places that are right
-    somewhere; `macro_f1`: mean F1 of all. `confusion_matrix`: rows are right answers, columns predictions, the last
-    column those that are none of the choices, where there are any.
+    somewhere; `macro_f1`: mean F1 of those that are right or predicted somewhere, as scikit-learn has it.
+    `confusion_matrix`: rows are right answers, columns predictions, the last column those that are none of the choices,
+    where there are any.
     """
     from sklearn import metrics  # takes a second to import, and training has no use for it
 
@@ -126,7 +127,7 @@ def classes(predicted: Sequence[int | None], right: Sequence[int], places: int) 
             for place, p, r, f, support in zip(labels, *columns, strict=True)
         },
         "balanced_accuracy": float(balanced),
-        "macro_f1": float(np.mean(columns[2])),
+        "macro_f1": float(np.mean([columns[2][place] for place in labels if place in {*right, *said}])),
         "confusion_matrix": metrics.confusion_matrix(right, said, labels=seen)[:places].tolist(),
     }
 
@@ -196,8 +197,8 @@ def contamination(
 
     `word_for_word` of the `count` are the same to the letter, the others but for case, punctuation and white space.
     """
-    known, exact = {_words(question.question) for question in train}, {question.question for question in train}
-    met = [_words(question.question) in known for question in questions]
+    known, exact = {plain_text(question.question) for question in train}, {question.question for question in train}
+    met = [plain_text(question.question) in known for question in questions]
     found: dict[str, Any] = {
         "split": split,
         "count": sum(met),
@@ -214,22 +215,12 @@ def contamination(
     return found
 
 
-def _words(text: str) -> str:
-    return " ".join(regex.findall(r"[\p{L}\p{M}\p{N}]+", text.casefold()))
-
-
-def normalised_answer(text: str) -> str:
-    """Lower case, without punctuation, English articles and extra white space, as SQuAD's evaluation does."""
-    bare = "".join(character for character in text.lower() if character not in string.punctuation)
-    return " ".join(word for word in bare.split() if word not in ("a", "an", "the"))
-
-
 def text_metrics(generated: Sequence[str], answers: Sequence[str]) -> Mapping[str, Any]:
     """Generated texts against right answers.
 
-    `exact_match` and `f1`: means over the questions of equality and of the F1 of their words, both normalised as in
-    SQuAD (Rajpurkar et al. 2016, arXiv:1606.05250). `bleu` (Papineni et al. 2002) and `chrf` (Popović 2015): of the
-    whole set, 0 to 100, by sacrebleu with its standard settings.
+    `exact_match` and `f1`: means over the questions of equality and of the F1 of their words, both normalised nearly as
+    in SQuAD (see `normalised_answer`); an empty text is never right. `bleu` (Papineni et al. 2002) and `chrf` (Popović
+    2015): of the whole set, 0 to 100, by sacrebleu with its standard settings.
     """
     import sacrebleu
 
@@ -237,8 +228,8 @@ def text_metrics(generated: Sequence[str], answers: Sequence[str]) -> Mapping[st
         (normalised_answer(text), normalised_answer(answer)) for text, answer in zip(generated, answers, strict=True)
     ]
     return {
-        "exact_match": float(np.mean([text == answer for text, answer in pairs])),
-        "f1": float(np.mean([_word_f1(text.split(), answer.split()) for text, answer in pairs])),
+        "exact_match": float(np.mean([text == answer != "" for text, answer in pairs])),
+        "f1": float(np.mean([_word_f1(words(text), words(answer)) for text, answer in pairs])),
         "bleu": float(sacrebleu.corpus_bleu(list(generated), [list(answers)]).score),
         "chrf": float(sacrebleu.corpus_chrf(list(generated), [list(answers)]).score),
     }
@@ -247,5 +238,5 @@ def text_metrics(generated: Sequence[str], answers: Sequence[str]) -> Mapping[st
 def _word_f1(text: Sequence[str], answer: Sequence[str]) -> float:
     common = (Counter(text) & Counter(answer)).total()
     if not text or not answer:
-        return float(text == answer)
+        return 0.0
     return 2 * common / (len(text) + len(answer))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,26 +18,27 @@ from miniqwen.config.training import TrainConfig
 from miniqwen.data.repositories import Repository
 from miniqwen.errors import UserError
 from miniqwen.model.tokenization_miniqwen import encode_text
-from miniqwen.questions.rows import Question, read_questions
+from miniqwen.questions.rows import Question
+from miniqwen.questions.splits import Read, Wanted, read_splits
 from miniqwen.questions.templates import Template
+from miniqwen.questions.texts import plain_text
 
 HELD_OUT_SHARE, HELD_OUT_MAXIMUM = 0.05, 500
 LISTED = 20  # examples that a message names one by one
 
 
-def training_questions(repository: Repository, name: str, config: TrainConfig) -> tuple[list[Question], list[Question]]:
-    """(questions to train on, questions to choose the best model by).
+def training_questions(repository: Repository, name: str, config: TrainConfig) -> Read:
+    """Two lists: the questions to train on, and those to choose the best model by.
 
     The second are `--validation_split`, else the split called validation; where there is none, and for CommonsenseQA,
     whose validation split is what its models are measured by, they are held out of the training split.
     """
-    train = read_questions(repository, config.train_split, name, config, need_answers=True)
     split = config.validation_split
     if split is None and name != "commonsenseqa" and "validation" in repository.splits:
         split = "validation"
-    if split is None:
-        return hold_out(train, config.seed)
-    return train, read_questions(repository, split, name, config, need_answers=True)
+    wanted = [Wanted(one) for one in (config.train_split, split) if one]
+    read = read_splits(repository, name, config, wanted, skip_bad=config.on_bad_data == "skip")
+    return read if split else replace(read, questions=list(hold_out(read.questions[0], config.seed)))
 
 
 def hold_out(
@@ -49,7 +50,7 @@ def hold_out(
     """
     groups: dict[str, list[Question]] = defaultdict(list)
     for question in questions:
-        groups[" ".join(question.question.lower().split())].append(question)
+        groups[plain_text(question.question)].append(question)
     if len(groups) < 2:
         raise UserError("the training split is too small to hold validation questions out of it: it has one question")
 

@@ -13,15 +13,17 @@ import functools
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from miniqwen.config.evaluating import EvalConfig
 from miniqwen.errors import UserError
+from miniqwen.questions.choices import LABELS
 from miniqwen.questions.examples import encode_completions
-from miniqwen.questions.rows import LABELS, Question
+from miniqwen.questions.rows import Question
 from miniqwen.questions.templates import EVALUATION_SEED, Template, choice_order, shuffle_choices
+from miniqwen.questions.texts import plain_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,14 +36,24 @@ BETWEEN_SHOTS = "\n\n"
 class Prompt:
     """A question as it is put. `question` has its choices in the order of presentation.
 
-    `answers` are the texts that are scored behind `text` and a space, one a choice; `labels` are the letters that the
-    choices have in the data set.
+    `answers` are the texts that are scored behind `text` and `between`, one a choice; `labels` are the letters that the
+    choices have in the data set. `by_place`: of choices with the same text only one counts as right, as in the harness.
     """
 
     question: Question
     text: str
     answers: tuple[str, ...]
     labels: tuple[str, ...]
+    by_place: bool = False
+    between: str = " "  # nothing where a chat template opens the answer
+    is_chat: bool = False
+
+    def is_right(self, choice: int | None) -> bool:
+        """Whether a choice is the right one, or says the same."""
+        question = self.question
+        if choice is None or self.by_place:
+            return choice == question.answer_index
+        return question.choices[choice].strip() == str(question.answer).strip()
 
     @property
     def hash(self) -> str:
@@ -63,10 +75,16 @@ class Request:
     bytes: tuple[int, ...]
 
 
+Turns = list[dict[str, str]]  # {"role", "content"}, as chat templates take them
+
+
 def make_prompts(
-    name: str, questions: Sequence[Question], train: Sequence[Question], template: Template, config: EvalConfig
-) -> list[Prompt]:
+    name: str, questions: Sequence[Question], train: Sequence[Question], template: Template, config: EvalConfig,
+    chat: Callable[[Turns], str] | None = None,
+) -> list[Prompt]:  # fmt: skip
     """The questions of data set `name` as `--protocol` puts them; `train` is needed for few-shot examples only.
+
+    `chat` renders a conversation, in which each few-shot example is a turn of the user's and its answer.
 
     Raises `UserError` for templates that show no letters when letters are asked for, and for too few examples.
     """
@@ -75,10 +93,34 @@ def make_prompts(
             f"--num_fewshot {config.num_fewshot}: the {config.train_split} split has {len(train)} questions"
         )
     if config.protocol == "harness":
-        return _harness_prompts(name, questions, train, config.num_fewshot)
+        return _harness_prompts(name, questions, train, config.num_fewshot, chat)
     if config.answer_format == "letter" and not template.shows_letters:
         raise UserError("--answer_format letter: the templates show no {choices} with {label}")
-    return _miniqwen_prompts(questions, train, template, config)
+    return _miniqwen_prompts(questions, train, template, config, chat)
+
+
+def chat_of(tokenizer: PreTrainedTokenizerBase, folder: str) -> Callable[[Turns], str]:
+    """What renders a conversation by a tokenizer's chat template, up to where the answer begins; as in the harness."""
+    if not tokenizer.chat_template:
+        raise UserError(f"--apply_chat_template: the tokenizer in {folder} has no chat template")
+
+    def rendered(turns: Turns) -> str:
+        try:
+            return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # a template is a program of its author's, and may raise anything
+            raise UserError(f"--apply_chat_template: the chat template in {folder} fails ({error})") from None
+
+    return rendered
+
+
+def _put(prompt: Prompt, shots: Sequence[tuple[str, str]], chat: Callable[[Turns], str] | None) -> Prompt:
+    """`prompt` behind its few-shot examples (question, answer): as one text, or as a conversation."""
+    if chat is None:
+        before = "".join(f"{asked} {answer}{BETWEEN_SHOTS}" for asked, answer in shots)
+        return dataclasses.replace(prompt, text=before + prompt.text)
+    said = [text for shot in shots for text in shot] + [prompt.text]
+    turns = [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(said)]
+    return dataclasses.replace(prompt, text=chat(turns), between="", is_chat=True)
 
 
 def template_prompt(question: Question, template: Template, letters: bool = False) -> Prompt:
@@ -89,31 +131,38 @@ def template_prompt(question: Question, template: Template, letters: bool = Fals
 
 
 def _miniqwen_prompts(
-    questions: Sequence[Question], train: Sequence[Question], template: Template, config: EvalConfig
-) -> list[Prompt]:
+    questions: Sequence[Question], train: Sequence[Question], template: Template, config: EvalConfig,
+    chat: Callable[[Turns], str] | None,
+) -> list[Prompt]:  # fmt: skip
     letters = config.answer_format == "letter"
-    copies = Counter(shot.question for shot in train)
+    asked = [plain_text(shot.question) for shot in train] if config.num_fewshot else []
+    copies = Counter(asked)
 
-    def answered(shot: Question) -> str:
+    def answered(shot: Question) -> tuple[str, str]:
         shown = shuffle_choices(shot, EVALUATION_SEED)
         answer = LABELS[shown.answer_index] if letters and shown.answer_index is not None else str(shown.answer)
-        return template.render(shown) + template.completion(answer) + BETWEEN_SHOTS
+        return template.render(shown), answer.strip()
 
     prompts = []
     for question in questions:
-        shots = _draw(train, copies, question, config.num_fewshot)
+        shots = [answered(train[index]) for index in _draw(asked, copies, question, config.num_fewshot)]
         prompt = template_prompt(shuffle_choices(question, EVALUATION_SEED), template, letters)
-        text = "".join(map(answered, shots)) + prompt.text
         labels = tuple(LABELS[number] for number in choice_order(question, EVALUATION_SEED))
-        prompts.append(dataclasses.replace(prompt, text=text, labels=labels))
+        prompts.append(_put(dataclasses.replace(prompt, labels=labels), shots, chat))
     return prompts
 
 
-def _draw(train: Sequence[Question], copies: Counter[str], question: Question, count: int) -> list[Question]:
-    """`count` examples for a question, other than itself, that depend on its id alone."""
-    wanted = min(len(train), count + copies[question.question])  # as many more as may be the question itself
-    drawn = random.Random(f"{EVALUATION_SEED}:{question.id}").sample(range(len(train)), wanted) if count else []
-    shots = [train[index] for index in drawn if train[index].question != question.question][:count]
+def _draw(asked: Sequence[str], copies: Counter[str], question: Question, count: int) -> list[int]:
+    """The numbers of `count` examples for a question that depend on its id alone.
+
+    None is the question itself, however it is spelled: `asked` are plain texts.
+    """
+    if not count:
+        return []
+    own = plain_text(question.question)
+    wanted = min(len(asked), count + copies[own])  # as many more as may be the question itself
+    drawn = random.Random(f"{EVALUATION_SEED}:{question.id}").sample(range(len(asked)), wanted)
+    shots = [index for index in drawn if asked[index] != own][:count]
     if len(shots) < count:
         raise UserError(
             f"question {question.id}: there are only {len(shots)} other questions for --num_fewshot {count}"
@@ -121,7 +170,10 @@ def _draw(train: Sequence[Question], copies: Counter[str], question: Question, c
     return shots
 
 
-def _harness_prompts(name: str, questions: Sequence[Question], train: Sequence[Question], count: int) -> list[Prompt]:
+def _harness_prompts(
+    name: str, questions: Sequence[Question], train: Sequence[Question], count: int,
+    chat: Callable[[Turns], str] | None,
+) -> list[Prompt]:  # fmt: skip
     """Examples are drawn by one generator, question after question, so they depend on where a question stands."""
     put, lettered = (_sciq, False) if name == "sciq" else (_commonsenseqa, True)
     generator = random.Random(HARNESS_SEED)
@@ -129,12 +181,13 @@ def _harness_prompts(name: str, questions: Sequence[Question], train: Sequence[Q
     for question in questions:
         # CommonsenseQA's task has no test split, and the harness then draws one more, to leave the question itself out
         drawn = generator.sample(range(len(train)), count + lettered) if count else []
-        shots = "".join(
-            f"{put(shot)} {LABELS[shot.answer_index or 0] if lettered else shot.answer}{BETWEEN_SHOTS}"
+        shots = [
+            (put(shot), LABELS[shot.answer_index or 0] if lettered else str(shot.answer))
             for shot in (train[index] for index in drawn[:count])
-        )
+        ]
         labels = tuple(LABELS[: len(question.choices)])
-        prompts.append(Prompt(question, shots + put(question), labels if lettered else question.choices, labels))
+        prompt = Prompt(question, put(question), labels if lettered else question.choices, labels, by_place=True)
+        prompts.append(_put(prompt, shots, chat))
     return prompts
 
 
@@ -147,18 +200,25 @@ def _commonsenseqa(question: Question) -> str:
     return "\n".join([f"Question: {question.question.strip()}", *lines, "Answer:"])
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, protocol: str = "miniqwen") -> Request:
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, protocol: str = "miniqwen", writes: bool = False
+) -> Request:
     """The tokens of a prompt and its answers, which are encoded together.
 
-    `miniqwen`: as in training, behind what the tokenizer puts before every text. `harness`: the tokenizer's own way,
-    and what the whole text has beyond the number of the prompt's own tokens belongs to the answer, even where the
-    tokenizer joins both. Raises `UserError` where an answer is left without tokens, and as `encode_completions` does.
+    `miniqwen`: as in training, behind what the tokenizer puts before every text. `harness`, and chats, whose marks are
+    single tokens: the tokenizer's own way, and what the whole text has beyond the number of the prompt's own tokens
+    belongs to the answer, even where the tokenizer joins both. `writes`: the model goes on with all of a chat, also
+    with the white space at its end. Raises `UserError` where an answer is left without tokens, and as
+    `encode_completions` does.
     """
     where = f"question {prompt.question.id}"
-    if protocol == "harness":
+    if prompt.is_chat and writes:
+        (own,) = _encoded_by_itself(tokenizer, [prompt.text])
+        return Request(prompt.question.id, own, (), (), ())
+    if protocol == "harness" or prompt.is_chat:
         kept = prompt.text.rstrip()
-        behind = prompt.text[len(kept) :]
-        own, *wholes = _encoded_by_itself(tokenizer, [kept, *(f"{kept}{behind} {text}" for text in prompt.answers)])
+        behind = prompt.text[len(kept) :] + prompt.between
+        own, *wholes = _encoded_by_itself(tokenizer, [kept, *(f"{kept}{behind}{text}" for text in prompt.answers)])
         choices = [whole[len(own) :] for whole in wholes]
     else:
         own, choices = encode_completions(tokenizer, prompt.text, [" " + text for text in prompt.answers], where)
@@ -174,7 +234,7 @@ def unconditional_request(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) ->
     from miniqwen.model.tokenization_miniqwen import encode_text
 
     first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    return _request(prompt, (first,), [tuple(encode_text(tokenizer, " " + text)) for text in prompt.answers])
+    return _request(prompt, (first,), [tuple(encode_text(tokenizer, prompt.between + text)) for text in prompt.answers])
 
 
 def _request(prompt: Prompt, own: tuple[int, ...], choices: Sequence[tuple[int, ...]]) -> Request:

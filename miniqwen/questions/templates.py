@@ -20,7 +20,8 @@ from miniqwen.config.evaluating import EvalConfig
 from miniqwen.config.training import TrainConfig
 from miniqwen.errors import UserError
 from miniqwen.files import write_json
-from miniqwen.questions.rows import LABELS, Question
+from miniqwen.questions.choices import LABELS
+from miniqwen.questions.rows import Question
 
 TEMPLATE_FILE = "prompt_templates.json"
 PROMPT_FIELDS = ("question", "choices", "support")
@@ -103,7 +104,7 @@ def template_problems(prompt: str | None, choices: str | None) -> list[str]:
 def template_flags(config: TrainConfig | EvalConfig) -> list[str]:
     """`template_problems` of a command's flags, and of {choices} asked of data without any: a check for `parse`."""
     found = template_problems(config.prompt_template, config.choices_template)
-    pairs = config.dataset_name not in QA_DATASETS and config.question_column and not config.choices_column
+    pairs = not set(config.named.values()) & set(QA_DATASETS) and config.question_column and not config.choices_column
     if pairs and "{choices}" in _fields(config.prompt_template or ""):
         found.append("--prompt_template has {choices}, and the data none: give --choices_column or leave {choices} out")
     return found

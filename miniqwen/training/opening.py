@@ -137,6 +137,12 @@ def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: Fold
     identity = continued(config, checkpoint, task.identity, steps.total) if checkpoint else task.identity
     progress = checkpoint.progress if checkpoint else Progress()
     progress = progress if found["best"] else progress.without_best()
+    if progress.best_name not in (None, config.best_is):
+        runtime.print(
+            f"the best model so far has {progress.best_name}, and is to have {config.best_is} now: it is chosen among "
+            "the evaluations from here on"
+        )
+        progress = progress.without_best()
     if checkpoint and checkpoint.identity.get("order") != task.identity.get("order"):
         runtime.print("the data begins anew: the checkpoint was made in another order")
         progress = replace(progress, cursor={})
@@ -163,7 +169,8 @@ def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: Fold
     task = replace(task, samples=fitting(task.samples, positions))
     output = None
     if runtime.is_main:
-        output = OutputFolder(config, bare, tokenizer, task.template, identity, steps.total, lock)
+        beside = [kept for kept in (task.template, task.reading) if kept]
+        output = OutputFolder(config, bare, tokenizer, beside, identity, steps.total, lock)
     tracker = Tracker(config, runtime.is_main, progress.step, steps.total, checkpoint)
     if output:
         facts = {"data": identity, "validation": task.held_out, "parameters": parameters}
@@ -229,7 +236,7 @@ def make_task(
         repository.check_here()
     repositories = _fetched(repositories, config)
     if config.resolved_task == "finetune":
-        return question_task(config, next(iter(repositories.values())), tokenizer, plan)
+        return question_task(config, repositories, tokenizer, plan)
     return text_task(config, repositories, found["kept"], tokenizer, plan, stored)
 
 

@@ -11,7 +11,7 @@ import contextlib
 import json
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from miniqwen.files import disk_errors_told, publish, sync, sync_all, write_json
 from miniqwen.lock import FolderLock
 from miniqwen.model.modeling_miniqwen import describe_model
 from miniqwen.model.tokenization_miniqwen import save_tokenizer
+from miniqwen.questions.readings import Reading
 from miniqwen.questions.templates import Template
 from miniqwen.training.resuming import checkpoint_to_resume
 
@@ -106,16 +107,16 @@ class OutputFolder:
         config: TrainConfig,
         model: torch.nn.Module,
         tokenizer: PreTrainedTokenizerBase,
-        template: Template | None,
+        beside: Sequence[Template | Reading],
         identity: Mapping[str, Any],
         total_steps: int,
         lock: FolderLock | None = None,
     ) -> None:
-        """`lock`: the right to write there, which may be lost on the way."""
+        """`beside`: what is kept beside a model; `lock`: the right to write there, which may be lost on the way."""
         self._lock = lock
         self.folder = Path(str(config.output_dir))
         self._config, self._model, self._tokenizer = config, model, tokenizer
-        self._template, self._identity, self._total_steps = template, identity, total_steps
+        self._beside, self._identity, self._total_steps = beside, identity, total_steps
         self._background = Background()
 
     def start(self, progress: Progress, wandb_run_id: str | None, recorded: Mapping[str, Any]) -> None:
@@ -242,8 +243,8 @@ class OutputFolder:
         """What makes a folder with weights a model's folder."""
         describe_model(self._model, folder, dtype)
         save_tokenizer(self._tokenizer, folder)
-        if self._template:
-            self._template.save(folder)
+        for kept in self._beside:
+            kept.save(folder)
 
 
 def _write_state(folder: Path, state: Mapping[str, Any]) -> None:

@@ -6,11 +6,13 @@ splits are tokenised at the start.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from miniqwen.config.data import QA_DATASETS
 from miniqwen.config.training import TrainConfig
 from miniqwen.data.repositories import Repository
 from miniqwen.errors import UserError
@@ -25,6 +27,7 @@ from miniqwen.questions.examples import (
 )
 from miniqwen.questions.protocols import encode_prompt, template_prompt
 from miniqwen.questions.rows import Question
+from miniqwen.questions.splits import Read
 from miniqwen.questions.templates import Template, plain_chat_template, shuffle_choices
 from miniqwen.training.batches import (
     MicroBatch,
@@ -42,19 +45,30 @@ from miniqwen.training.samples import SHOWN_QUESTIONS, SamplePrompt
 from miniqwen.training.task import Task, plain, shared_out
 
 
-def question_task(config: TrainConfig, repository: Repository, tokenizer: PreTrainedTokenizerBase, plan: Plan) -> Task:
-    """Fine-tuning on the questions of `repository`; raises `UserError` where none is left to train on."""
+def question_task(
+    config: TrainConfig, repositories: Mapping[str, Repository], tokenizer: PreTrainedTokenizerBase, plan: Plan
+) -> Task:
+    """Fine-tuning on the questions of all `repositories`; raises `UserError` where none is left to train on, or to
+    validate on where that is asked for."""
     template = Template().with_flags(config.prompt_template, config.choices_template) if config.do_qa_format else None
-    train, validation = _questions(config, repository)
-    fits = _fitted(train, "training", config, tokenizer, template)
-    held = _fitted(validation, "validation", config, tokenizer, template)
+    repositories = {config.named[name]: repository for name, repository in repositories.items()}
+    read = {name: _questions(config, name, repository) for name, repository in repositories.items()}
+    fits, held = (_fitted(read, split, config, tokenizer, template) for split in ("training", "validation"))
+    names = ", ".join(repositories)
     if not fits.examples:
-        raise UserError(f"{config.dataset_name}: no training example fits --max_seq_length {config.length}")
+        raise UserError(f"{names}: no training example fits --max_seq_length {config.length}")
+    if not held.examples and (config.do_eval or config.eval_strategy != "no"):
+        raise UserError(
+            f"{names}: there is no example to validate on: none of {held.left_out} fits --max_seq_length "
+            f"{config.length}; raise it, choose --truncation left, or --eval_strategy no"
+        )
     epoch_rows, batch = _laid_out(fits.examples, config)
     num_rows = len(epoch_rows(0))
     per_epoch = updates_per_epoch(num_rows, plan)
     bytes_of_tokens = token_bytes(tokenizer)
+    validation = [question for one in read.values() for question in one.questions[1]]
     prompts = [template_prompt(question, template) for question in validation if question.choices and template]
+    own = [one.reading for name, one in read.items() if name not in QA_DATASETS]
     return Task(
         updates=lambda cursor: prefetched(
             update.with_bytes(bytes_of_tokens) for update in example_updates(epoch_rows, batch, plan, cursor)
@@ -62,7 +76,12 @@ def question_task(config: TrainConfig, repository: Repository, tokenizer: PreTra
         validation={"": shared_out(held.examples, plan, config.per_device_eval_batch_size, example_batch)},
         identity=plain(
             {
-                "source": repository.source(config.train_split, ()).identity(), "examples": len(fits.examples),
+                "sources": {
+                    name: repository.source(config.train_split, ()).identity()
+                    for name, repository in repositories.items()
+                },
+                "answers_are": {name: one.reading.kind for name, one in read.items()},
+                "examples": len(fits.examples),
                 "examples_cut": fits.cut, "examples_left_out": fits.left_out, "truncation": config.truncation,
                 "validation_examples_cut": held.cut, "validation_examples_left_out": held.left_out,
                 "packing": config.packing,
@@ -70,12 +89,17 @@ def question_task(config: TrainConfig, repository: Repository, tokenizer: PreTra
                 "max_seq_length": config.length, "seed": config.seed, "template": vars(template) if template else None,
             }
         ),
-        notes=_notes(config, repository, fits, held, num_rows, per_epoch),
+        notes=[
+            *(repository.note for repository in repositories.values() if repository.note),
+            *(note for one in read.values() for note in one.notes),
+            *_notes(names, config, fits, held, num_rows, per_epoch),
+        ],
         tokenizer=tokenizer,
         updates_per_epoch=per_epoch,
         prompts=prompts,
         requests=[encode_prompt(tokenizer, prompt) for prompt in prompts],
         template=template,
+        reading=own[0] if own else None,
         chat_template=template.chat_template() if template else plain_chat_template(),
         rows_are="blocks" if config.packing else "examples",
         samples=_samples(config, validation, tokenizer, template),
@@ -83,26 +107,33 @@ def question_task(config: TrainConfig, repository: Repository, tokenizer: PreTra
     )  # fmt: skip
 
 
-def _questions(config: TrainConfig, repository: Repository) -> tuple[list[Question], list[Question]]:
-    """(questions to train on, questions to validate on), their choices in the order in which they are shown."""
-    train, validation = training_questions(repository, str(config.dataset_name), config)
-    if config.max_eval_samples:
-        validation = validation[: config.max_eval_samples]
+def _questions(config: TrainConfig, name: str, repository: Repository) -> Read:
+    """Questions to train on and to validate on, their choices in the order in which they are shown."""
+    read = training_questions(repository, name, config)
+    train, validation = read.questions
     shown = functools.partial(shuffle_choices, seed=config.seed)
-    return list(map(shown, train)), list(map(shown, validation))
+    kept = validation[: config.max_eval_samples]
+    return dataclasses.replace(read, questions=[list(map(shown, train)), list(map(shown, kept))])
 
 
 def _fitted(
-    questions: Sequence[Question], split: str, config: TrainConfig, tokenizer: PreTrainedTokenizerBase,
+    read: Mapping[str, Read], split: str, config: TrainConfig, tokenizer: PreTrainedTokenizerBase,
     template: Template | None,
 ) -> Fitted:  # fmt: skip
     """The questions as examples: by `template`, or as plain text; what is too long as `--truncation` says."""
-    examples = [
-        training_example(tokenizer, template, question) if template else plain_example(tokenizer, question)
-        for question in questions
-    ]
-    names, where = [f"question {question.id}" for question in questions], f"{config.dataset_name}, {split}"
-    return fit_examples(examples, names, config.length, config.truncation, where)
+    found = []
+    for name, one in read.items():
+        questions = one.questions[split == "validation"]
+        examples = [
+            training_example(tokenizer, template, question) if template else plain_example(tokenizer, question)
+            for question in questions
+        ]
+        names = [f"question {question.id}" for question in questions]
+        found.append(fit_examples(examples, names, config.length, config.truncation, f"{name}, {split}"))
+    return Fitted(
+        [example for one in found for example in one.examples], sum(one.cut for one in found),
+        sum(one.left_out for one in found),
+    )  # fmt: skip
 
 
 def _laid_out(
@@ -133,28 +164,24 @@ def _samples(
     ]  # fmt: skip
 
 
-def _notes(
-    config: TrainConfig, repository: Repository, fits: Fitted, held: Fitted, num_rows: int, per_epoch: int
-) -> list[str]:
+def _notes(names: str, config: TrainConfig, fits: Fitted, held: Fitted, num_rows: int, per_epoch: int) -> list[str]:
     """What the user should know of the examples."""
-    name = config.dataset_name
-    notes = [f"{name}: {len(fits.examples)} examples to train on, {len(held.examples)} to validate on"]
-    notes += [repository.note] if repository.note else []
-    notes += _too_long(fits, "training", config) + _too_long(held, "validation", config)
+    notes = [f"{names}: {len(fits.examples)} examples to train on, {len(held.examples)} to validate on"]
+    notes += _too_long(names, fits, "training", config) + _too_long(names, held, "validation", config)
     if config.packing:
         full = sum(len(example.input_ids) for example in fits.examples) / num_rows / config.length
         notes.append(
-            f"{name}: packed into {num_rows} blocks of {config.length} tokens, {full:.1%} full; the batch counts "
+            f"{names}: packed into {num_rows} blocks of {config.length} tokens, {full:.1%} full; the batch counts "
             f"blocks, and an epoch has {per_epoch} updates"
         )
     return notes
 
 
-def _too_long(fits: Fitted, split: str, config: TrainConfig) -> list[str]:
+def _too_long(names: str, fits: Fitted, split: str, config: TrainConfig) -> list[str]:
     """What became of examples that are too long, for the user."""
     counts = {"lost the beginning of their prompts": fits.cut, "are left out": fits.left_out}
     return [
-        f"{config.dataset_name}: {count} {split} examples longer than --max_seq_length {config.length} {what} "
+        f"{names}: {count} {split} examples longer than --max_seq_length {config.length} {what} "
         f"(--truncation {config.truncation})"
         for what, count in counts.items()
         if count

@@ -20,6 +20,7 @@ from miniqwen.checkpoints.checkpoint import Progress
 from miniqwen.config.training import TrainConfig
 from miniqwen.errors import UserError
 from miniqwen.questions.protocols import Prompt, Request
+from miniqwen.questions.readings import Reading
 from miniqwen.questions.templates import Template
 from miniqwen.training.batches import (
     MicroBatch,
@@ -39,6 +40,7 @@ class Task:
     `prompts` and `requests`: all questions to measure accuracy by, and their tokens; `identity`: what the data order
     depends on; `notes`: for the user.
     `tokenizer` is the one that made the tokens; `held_out`: where validation text comes from, for the record;
+    `template` and `reading` (of answers, of data that is not known by name) are kept beside the model;
     `rows_are`: what the batch counts; `chat_template`: Jinja that asks the trained model as it was trained to be asked;
     `samples`: what it goes on with at every evaluation; `token_bytes` [vocabulary]: see `tokenization.token_bytes`;
     `source_bytes`: of the text of each source.
@@ -53,6 +55,7 @@ class Task:
     prompts: Sequence[Prompt] = ()
     requests: Sequence[Request] = ()
     template: Template | None = None
+    reading: Reading | None = None
     chat_template: str | None = None
     samples: Sequence[SamplePrompt] = ()
     token_bytes: np.ndarray | None = None

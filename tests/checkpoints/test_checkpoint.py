@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,15 @@ def test_the_loss_scale_of_fp16_comes_back() -> None:
         second.update_scale(False)
         assert first.cur_scale == second.cur_scale
     assert first.cur_scale > 512.0
+
+
+def test_what_is_not_a_number_is_never_the_best_and_of_equals_the_first_stays() -> None:
+    nan = float("nan")
+    progress = Progress(step=1).with_evaluation(nan, False, "loss")
+    assert (progress.best_metric, progress.best_step, progress.evaluations_without_best) == (None, None, 1)
+    for step, metric in ((2, 3.0), (3, nan), (4, 3.0), (5, 2.0), (6, float("inf"))):
+        progress = replace(progress, step=step).with_evaluation(metric, False, "loss")
+    assert (progress.best_metric, progress.best_step, progress.evaluations_without_best) == (2.0, 5, 1)
+    assert progress.best_name == "loss"
+    larger = replace(progress.without_best(), step=7).with_evaluation(0.5, True, "accuracy")
+    assert (larger.best_metric, larger.best_name, larger.best_step) == (0.5, "accuracy", 7)

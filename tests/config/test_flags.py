@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from miniqwen.config.creating import CreateConfig
+from miniqwen.config.data import DataFlags
 from miniqwen.config.evaluating import EvalConfig
 from miniqwen.config.flags import dump, parse
 from miniqwen.config.preparing import PrepareConfig
@@ -109,7 +110,7 @@ def test_all_problems_are_listed_at_once(model: Path) -> None:
         ("--mixture wikipedia=1,arxiv=1,OWNER/NAME=1", "each of wikipedia, arxiv, and for no other"),
         ("--dataset_name wikipedia wikipedia", "wikipedia is named twice"),
         ("--dataset_name wikipedia sciq", "contradicts --dataset_name wikipedia, which is text"),
-        ("--dataset_name sciq commonsenseqa", "fine-tuning is on the questions of one data set"),
+        ("--dataset_name sciq other/data", "or on one other data set"),
         ("--dataset_name A/B C/D --dataset_config_name x --task pretrain", "whose, of A/B, C/D?"),
         ("--dataset_name A/B wikipedi", "wikipedi: no such data set or file; did you mean wikipedia?"),
         ("--sources wikipedia", "goes into a file, for --config"),
@@ -328,3 +329,32 @@ def test_a_path_may_begin_at_home_on_the_command_line_and_in_a_file_and_no_text_
         parse(TrainConfig, [*flags, "--output_dir", "~nobody-here/x"], program="", description="")
     there = parse(PrepareConfig, ["--sciq", "--download=~/mirror"], program="", description="")
     assert there.download == f"{tmp_path}/mirror"
+
+
+def test_a_data_set_with_a_short_name_is_known_by_its_hub_id() -> None:
+    for given, short in {"allenai/sciq": "sciq", "tau/commonsense_qa": "commonsenseqa"}.items():
+        assert DataFlags(dataset_name=given).dataset_name == short
+        assert DataFlags(dataset_name=given, dataset_config_name="default").dataset_name == given
+    assert DataFlags(dataset_name="other/sciq").dataset_name == "other/sciq"
+
+
+def test_files_to_compare_may_have_spaces_and_commas_in_their_paths(tmp_path: Path) -> None:
+    files = [tmp_path / "my run" / "a, b.json", tmp_path / "b.json"]
+    files[0].parent.mkdir()
+    for file in files:
+        file.write_text("{}")
+    config = parse(EvalConfig, ["--compare", *map(str, files)], program="", description="")
+    assert config.compare == tuple(map(str, files))
+
+
+def test_the_help_of_an_evaluation_lists_no_flag_of_text_and_they_are_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(EvalConfig, ["--help"], program="", description="")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--answer_is" in shown
+    for flag in ("--wikipedia_version", "--text_column", "--sample_by", "then the run saves", "accuracy_unconditional"):
+        assert flag not in shown
+    with pytest.raises(UserError, match="--text_column: no such flag"):
+        parse(EvalConfig, ["--text_column", "text"], program="", description="")

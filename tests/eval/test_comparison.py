@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.optimize import minimize_scalar
 
 from miniqwen.errors import UserError
-from miniqwen.eval.comparison import compare, told
+from miniqwen.eval.comparison import compare, paired_interval, told
 
 
 def write(path: Path, correct: str, **other: Any) -> Path:
@@ -32,7 +35,7 @@ def test_counts_test_and_changed_questions_are_those_of_the_pairs(tmp_path: Path
     assert found["difference"] == pytest.approx(0.5)
     assert found["p_value"] == pytest.approx(2 * (1 + 7) / 2**7)  # 1 of 7 or fewer, two-sided
     low, high = found["confidence_interval"]
-    assert 0 < low < 0.5 < high < 1
+    assert -0.03 < low < 0 < 0.5 < high < 1  # it holds zero, as the test does not reject it
     assert [one["id"] for one in found["lost"]] == ["1"]
     assert [one["id"] for one in found["gained"]] == ["2", "3", "4", "5", "6", "7"]
     assert found["gained"][0]["predictions"] == ["blue", "red"]
@@ -45,14 +48,16 @@ def test_counts_test_and_changed_questions_are_those_of_the_pairs(tmp_path: Path
 def test_a_file_equals_itself(tmp_path: Path) -> None:
     file = write(tmp_path / "a.json", "10101")
     found = compare(file, file)
-    assert (found["difference"], found["p_value"], found["confidence_interval"]) == (0, 1.0, [0, 0])
+    assert (found["difference"], found["p_value"]) == (0, 1.0)
+    z2 = 1.959963984540054**2
+    assert found["confidence_interval"] == pytest.approx([-z2 / (5 + z2), z2 / (5 + z2)])  # Tango 1998, closed form
     assert found["gained"] == found["lost"] == []
 
 
 def test_the_interval_turns_round_with_the_files(tmp_path: Path) -> None:
     first, second = write(tmp_path / "a.json", "1100" * 20), write(tmp_path / "b.json", "1010" * 15 + "1111" * 5)
     low, high = compare(first, second)["confidence_interval"]
-    assert compare(second, first)["confidence_interval"] == pytest.approx([-high, -low], abs=0.02)
+    assert compare(second, first)["confidence_interval"] == pytest.approx([-high, -low], abs=1e-9)
 
 
 def test_files_of_other_questions_or_without_answers_are_refused(tmp_path: Path) -> None:
@@ -75,3 +80,42 @@ def test_files_of_other_questions_or_without_answers_are_refused(tmp_path: Path)
     (tmp_path / "torn.json").write_text('{"samples": [')
     with pytest.raises(UserError, match="cannot be read as JSON"):
         compare(tmp_path / "torn.json", good)
+
+
+def score(gained: int, lost: int, count: int, difference: float) -> float:
+    """Tango's statistic, the nuisance share found by search among those that are possible, instead of by formula."""
+    same = count - gained - lost
+
+    def unlikely(share: float) -> float:  # `share` of lost, share + difference of gained
+        parts = ((lost, share), (gained, share + difference), (same, 1 - 2 * share - difference))
+        return -sum(number * math.log(max(part, 1e-300)) for number, part in parts)
+
+    low, high = max(0.0, -difference), (1 - difference) / 2
+    share = minimize_scalar(unlikely, bounds=(low, high), method="bounded", options={"xatol": 1e-13}).x
+    variance = count * (2 * share + difference * (1 - difference))
+    return float((gained - lost - count * difference) / math.sqrt(max(variance, 1e-300)))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_interval_of_a_difference_ends_where_the_score_test_begins_to_reject(seed: int) -> None:
+    drawn = random.Random(seed)
+    count = drawn.choice([1, 2, 7, 40, 500, 10_000])
+    gained = drawn.choice([0, 1, count // 3, count, drawn.randint(0, count)])
+    lost = drawn.choice([0, 1, (count - gained) // 2, count - gained]) if gained < count else 0
+    lost = min(lost, count - gained)
+    low, high = paired_interval(gained, lost, count)
+    observed = (gained - lost) / count
+    assert -1 <= low <= observed <= high <= 1
+    assert high - low > 0
+    for end, sign in ((low, 1), (high, -1)):
+        if abs(end) < 1:
+            assert score(gained, lost, count, end) == pytest.approx(sign * 1.959963984540054, rel=1e-3)
+    assert paired_interval(lost, gained, count) == pytest.approx((-high, -low), abs=1e-9)
+
+
+def test_intervals_of_nothing_and_of_one_question_that_differs_hold_zero() -> None:
+    for gained, lost in ((0, 0), (1, 0), (0, 1)):
+        low, high = paired_interval(gained, lost, 37)
+        assert low < 0 < high
+    assert paired_interval(40, 0, 40)[1] == 1.0
+    assert paired_interval(0, 40, 40)[0] == -1.0

@@ -1,4 +1,4 @@
-"""Answers found in generated text, and what a model really writes."""
+"""What a model really writes when it is asked."""
 
 from __future__ import annotations
 
@@ -8,41 +8,10 @@ from transformers import PreTrainedTokenizerBase
 
 from miniqwen.config.evaluating import EvalConfig
 from miniqwen.errors import UserError
-from miniqwen.eval.generation import extract, generate_rounds
+from miniqwen.eval.generation import Drawn, Noise, generate_rounds
 from miniqwen.model.modeling_miniqwen import MiniQwenConfig, MiniQwenForCausalLM
 from miniqwen.model.tokenization_miniqwen import train_tokenizer
 from miniqwen.questions.protocols import Request
-from miniqwen.questions.rows import Question
-
-ASKED = Question("q", "Which?", ("red", "dark red", "the moon", "Bern"), 0, "red")
-ALL = ("letter", "text", "last_line")
-
-
-@pytest.mark.parametrize(
-    ("text", "rules", "choice", "rule"),
-    [
-        ("B", ALL, 1, "letter"),
-        ("(C) the moon", ALL, 2, "letter"),
-        ("D. Bern", ALL, 3, "letter"),
-        ("The answer is B.", ALL, 1, "letter"),
-        ("I think... answer: (A)", ALL, 0, "letter"),
-        ("E", ALL, None, None),  # there is no such choice
-        ("A dog is red", ALL, 0, "text"),  # "A" begins a sentence here
-        ("dark red", ALL, 1, "text"),  # the longest of those that begin at one place
-        ("first dark red, then red", ALL, 1, "text"),
-        ("RED!", ALL, 0, "text"),
-        ("reddish", ALL, None, None),
-        ("hm\n\nMoon", ALL, 2, "last_line"),
-        ("red\nBern", ("last_line",), 3, "last_line"),
-        ("red\n(B)", ("last_line",), 1, "last_line"),
-        ("", ALL, None, None),
-        ("no idea", ALL, None, None),
-    ],
-)
-def test_rules_find_the_choice_that_a_text_names(
-    text: str, rules: tuple[str, ...], choice: int | None, rule: str | None
-) -> None:
-    assert extract(text, ASKED, rules) == (choice, rule)
 
 
 @pytest.fixture(scope="module")
@@ -101,13 +70,38 @@ def test_a_text_ends_at_the_end_token(tokenizer: PreTrainedTokenizerBase, model:
     assert free[0] != ""
 
 
-def test_sampled_texts_depend_on_the_seed_and_not_on_the_number_of_processes(
+def test_sampled_texts_depend_on_the_seed_and_not_on_the_number_of_processes_or_the_batch(
     model: MiniQwenForCausalLM, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     one = texts(model, tokenizer, config(do_sample=True, seed=1))
     shares = [texts(model, tokenizer, config(do_sample=True, seed=1), rank=rank, world_size=3) for rank in range(3)]
     assert {index: text for share in shares for index, text in share.items()} == one
     assert texts(model, tokenizer, config(do_sample=True, seed=2)) != one
+    for batch in (1, 5):
+        assert texts(model, tokenizer, config(batch, do_sample=True, seed=1)) == one
+    likely = texts(model, tokenizer, config(do_sample=True, seed=1, top_k=1))
+    assert likely == texts(model, tokenizer, config()) == texts(model, tokenizer, config(do_sample=True, top_p=1e-6))
+
+
+def test_samples_are_as_frequent_as_their_probabilities() -> None:
+    scores = torch.tensor([[1.0, 0.0, -1.0, 2.0]])
+    counts = torch.zeros(4)
+    noise = Noise([Drawn(config(seed=3), 0)])
+    for _ in range(4000):
+        counts[noise(torch.zeros(1, 1), scores).argmax()] += 1
+    assert torch.allclose(counts / 4000, scores.softmax(-1)[0], atol=0.03)
+
+
+def test_a_text_ends_before_the_first_of_the_stops(
+    model: MiniQwenForCausalLM, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    free = texts(model, tokenizer, config())
+    longest = max(free.values(), key=len)
+    stop = longest[len(longest) // 2 :][:2]
+    found = texts(model, tokenizer, config(stop=(stop,)))
+    assert all(found[index] == text.partition(stop)[0].strip() for index, text in free.items())
+    assert found != free
+    assert config(stop=("\\n\\n", "x")).stops == ("\n\n", "x")
 
 
 def test_more_new_tokens_than_positions_are_refused(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
 
+import numpy as np
 import pytest
+from scipy.stats import binomtest, sem
+from sklearn.metrics import f1_score
 
 from miniqwen.eval import metrics
 from miniqwen.eval.metrics import ChoiceScores
@@ -156,3 +160,33 @@ def test_bleu_and_chrf_are_sacrebleus() -> None:
     assert metrics.text_metrics(same, same)["bleu"] == pytest.approx(100)
     assert metrics.text_metrics(same, same)["chrf"] == pytest.approx(100)
     assert metrics.text_metrics(["zzz", "qqq"], same)["bleu"] == 0
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_shares_intervals_and_f1_are_those_of_scipy_and_scikit_learn(seed: int) -> None:
+    drawn = random.Random(seed)
+    count, places = drawn.choice([1, 2, 5, 30, 400]), drawn.randint(2, 6)
+    right = [drawn.randrange(drawn.randint(1, places)) for _ in range(count)]
+    said = [drawn.choice([answer, answer, drawn.randrange(places)]) for answer in right]
+    if seed % 3 == 0:
+        said = [place if drawn.random() < 0.8 else None for place in said]
+    elif seed % 7 == 1:
+        said = list(right)
+    hits = [place == answer for place, answer in zip(said, right, strict=True)]
+    textbook = binomtest(sum(hits), count).proportion_ci(method="wilson")
+    assert metrics.confidence_interval(metrics.accuracy(hits), count) == pytest.approx(tuple(textbook), abs=1e-12)
+    if count > 1:
+        assert metrics.stderr(hits) == pytest.approx(float(sem(np.array(hits, dtype=float))))
+    found = metrics.classes(said, right, places)
+    numbers = [-1 if place is None else place for place in said]
+    met = sorted({*right, *numbers} - {-1})
+    assert found["macro_f1"] == pytest.approx(f1_score(right, numbers, labels=met, average="macro", zero_division=0))
+    if seed % 7 == 1 and seed % 3:
+        assert found["macro_f1"] == found["balanced_accuracy"] == 1.0
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 1), (1, 1), (0, 10_000), (10_000, 10_000), (1, 10_000)])
+def test_an_interval_of_an_extreme_share_stays_within_it(hits: int, count: int) -> None:
+    low, high = metrics.confidence_interval(hits / count, count)
+    assert 0 <= low <= hits / count <= high <= 1
+    assert (low, high) == pytest.approx(tuple(binomtest(hits, count).proportion_ci(method="wilson")), abs=1e-12)

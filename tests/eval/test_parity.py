@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import string
 import sys
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from runs import ROOT, run_script
 from tokenizers import Tokenizer, models, trainers
 from transformers import (
@@ -30,6 +32,8 @@ from miniqwen.config.flags import parse
 from miniqwen.demo import write_demo
 from miniqwen.model.modeling_miniqwen import MiniQwenConfig, new_model, save_model
 from miniqwen.model.tokenization_miniqwen import load_tokenizer, train_tokenizer
+from miniqwen.questions.rows import Question
+from miniqwen.questions.templates import EVALUATION_SEED, shuffle_choices
 
 sys.path.insert(0, str(ROOT))
 from benchmarks.evaluation_speed import TASKS, files_of, harness_results
@@ -191,6 +195,138 @@ def test_scores_without_the_question_and_by_byte_are_the_harnesss(
         assert [*own["scores"], *own["unconditional_scores"]] == pytest.approx(sample["lls"], abs=1e-4)
     assert found["accuracies"]["unconditional"]["accuracy"] == figures["acc_mutual_info,none"]
     assert found["accuracies"]["byte"]["accuracy"] == figures["acc_bytes,none"]
+
+
+# Data of one's own, as the harness would be told of it: (its task, our flags).
+FORMS = {
+    "arc": (
+        """
+        task: arc_like
+        doc_to_text: "Question: {{question}}\\nAnswer:"
+        doc_to_target: "{{choices.label.index(answerKey)}}"
+        doc_to_choice: "{{choices.text}}"
+        """,
+        ["--question_column", "question", "--choices_column", "choices", "--answer_column", "answerKey",
+         "--prompt_template", "Question: {question}\\nAnswer:"],
+    ),
+    "piqa": (
+        """
+        task: piqa_like
+        doc_to_text: "Question: {{goal}}\\nAnswer:"
+        doc_to_target: label
+        doc_to_choice: "{{[sol1, sol2]}}"
+        """,
+        ["--question_column", "goal", "--choices_column", "sol1,sol2", "--answer_column", "label",
+         "--prompt_template", "Question: {question}\\nAnswer:"],
+    ),
+    "mmlu": (
+        """
+        task: mmlu_like
+        doc_to_text: >-
+          {{question}}{% for text in choices %}{{"\\n" + "ABCD"[loop.index0]}}. {{text}}{% endfor %}{{"\\n"}}Answer:
+        doc_to_target: answer
+        doc_to_choice: ["A", "B", "C", "D"]
+        """,
+        ["--question_column", "question", "--choices_column", "choices", "--answer_column", "answer",
+         "--prompt_template", "{question}\\n{choices}\\nAnswer:", "--answer_format", "letter"],
+    ),
+}  # fmt: skip
+
+
+def rows_like(name: str, world: World) -> list[dict[str, Any]]:
+    """Twenty rows in the form of a well-known data set, of words that the tokenizers know and some that they do not."""
+    drawn = random.Random(name)
+    sciq = [row for row in map(json.loads, world.texts) if "correct_answer" in row]
+    rows: list[dict[str, Any]] = []
+    for number, row in enumerate(sciq[40:60]):
+        row["question"] = row["question"].strip()  # as templates put it
+        texts = list(
+            dict.fromkeys([row["correct_answer"], *(row[f"distractor{k}"] for k in (1, 2, 3)), "Ω 北京", "none"])
+        )
+        texts, place = texts[:4], drawn.randrange(4)
+        texts[0], texts[place] = texts[place], texts[0]
+        if name == "arc":
+            labels = list("1234" if number % 3 else "ABCD")
+            choices = {"text": texts, "label": labels}
+            rows.append({"question": row["question"], "choices": choices, "answerKey": labels[place]})
+        elif name == "piqa":
+            rows.append({"goal": row["question"], "sol1": texts[place], "sol2": texts[place - 1], "label": 0})
+            if number % 2:
+                rows[-1] |= {"sol1": texts[place - 1], "sol2": texts[place], "label": 1}
+        else:
+            rows.append({"question": row["question"], "choices": texts, "answer": place})
+    return rows
+
+
+@pytest.mark.parametrize("model", ["trained", "llama"])
+@pytest.mark.parametrize("name", FORMS)
+def test_files_in_the_form_of_other_data_sets_are_scored_as_the_harness_scores_them(
+    name: str, model: str, world: World, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    form, flags = FORMS[name]
+    rows, folder = rows_like(name, world), folders[model]
+    file, theirs = tmp_path / f"{name}.jsonl", tmp_path / "theirs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if name == "mmlu":  # they show choices in the file's order, and we in one that depends on the question's id
+        for number, row in enumerate(rows):
+            shown = shuffle_choices(
+                Question(str(number), row["question"], tuple(row["choices"]), row["answer"], ""), EVALUATION_SEED
+            )
+            row |= {"choices": list(shown.choices), "answer": shown.answer_index}
+    theirs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    measured = [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")]
+    task = yaml.safe_load(form) | {
+        "dataset_path": "json", "test_split": "test", "output_type": "multiple_choice", "metric_list": measured,
+    }  # fmt: skip
+    stock, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), load_tokenizer(folder)
+    samples, figures, _ = harness_results(
+        name, {"test": str(theirs)}, stock, tokenizer, str(tmp_path / "cache"), batch_size=4, form=task
+    )
+    given = ["--model_path", str(folder), "--output_dir", str(tmp_path / "out"), "--dataset_name", str(file)]
+    eval_loop.main(parse(EvalConfig, [*given, "--split", "train", *flags], program="", description=""))
+    found = json.loads((tmp_path / "out" / f"{name}.json").read_text(encoding="utf-8"))
+    assert found["num_examples"] == len(samples) == 20
+    for row, sample, own in zip(rows, samples, found["samples"], strict=True):
+        choices = row["choices"]["text"] if name == "arc" else row.get("choices") or [row["sol1"], row["sol2"]]
+        assert own["prompt_hash"] == sample["prompt_hash"]
+        scored = dict(zip(own["choices"], own["scores"], strict=True))
+        assert [scored[text] for text in choices] == pytest.approx(sample["lls"], abs=1e-4)
+        assert own["correct"] is bool(sample["acc"])
+    assert found["accuracy"] == figures["acc,none"]
+    assert found["accuracy_norm"] == figures["acc_norm,none"]
+    assert 0 < found["accuracy"] < 1
+
+
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] | trim }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("shots", [0, 2])
+def test_questions_put_by_a_chat_template_are_the_harnesss(
+    name: str, shots: int, world: World, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "chat"
+    shutil.copytree(folders["trained"], folder)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
+    stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    samples, figures, _ = harness_results(
+        name, files_of(name, world.mirror), stock, tokenizer, str(tmp_path / "cache"), batch_size=4, num_fewshot=shots,
+        limit=ROWS - 3, apply_chat_template=True, fewshot_as_multiturn=True,
+    )  # fmt: skip
+    flags = ("--num_fewshot", str(shots), "--max_eval_samples", str(ROWS - 3), "--apply_chat_template")
+    found = ours(name, folder, world, tmp_path / "out", *flags)
+    for sample, own in zip(samples, found["samples"], strict=True):
+        assert own["prompt_hash"] == sample["prompt_hash"]
+        assert own["scores"] == pytest.approx(sample["lls"], abs=1e-4)
+    assert found["accuracy"] == figures["acc,none"]
+    own_words = ours(name, folder, world, tmp_path / "own", *flags, "--protocol", "miniqwen")
+    assert own_words["samples"][0]["prompt_hash"] != found["samples"][0]["prompt_hash"]
+    assert own_words["num_examples"] == ROWS - 3
 
 
 def test_the_hard_cases_are_met(world: World, folders: dict[str, Path]) -> None:

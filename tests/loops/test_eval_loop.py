@@ -384,3 +384,27 @@ def test_several_processes_that_the_launcher_did_not_start_are_noticed(world: Pa
     done = run_script(*command, limit=120)
     assert done.returncode != 0
     assert "asked for several processes and started one" in done.stderr
+
+
+def test_a_chat_gets_the_same_sampled_texts_in_other_batches_and_stops_where_it_is_told(
+    world: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "chat"
+    shutil.copytree(world / "model", folder)
+    flags = ("--dataset_name", "sciq", "--max_eval_samples", "8", "--answer_mode", "generate", "--max_new_tokens", "6",
+             "--do_sample", "--temperature", "0.8", "--apply_chat_template")  # fmt: skip
+    given = ("--model_path", str(folder), "--data_root", str(world / "mirror"), "--output_dir")
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    refused = run(*given, str(tmp_path / "none"), *flags)
+    assert (refused.returncode, "has no chat template" in refused.stderr) == (2, True)
+    template = "{% for turn in messages %}{{ turn['role'] }}: {{ turn['content'] }}\n{% endfor %}assistant: "
+    (folder / "chat_template.jinja").write_text(template)
+    texts = []
+    for batch, stop in (("3", ()), ("8", ()), ("8", ("--stop", " "))):
+        output = tmp_path / f"out{batch}{len(stop)}"
+        done = run(*given, str(output), *flags, *stop, "--per_device_eval_batch_size", batch)
+        assert done.returncode == 0, done.stderr
+        texts.append([sample["generated"] for sample in read(output / "sciq.json")["samples"]])
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) > 3
+    assert [text.partition(" ")[0] for text in texts[2]] == texts[2]

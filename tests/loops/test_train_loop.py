@@ -367,6 +367,17 @@ def test_data_of_ones_own_trains_from_local_files(model: Path, mirror: Path, tmp
     columns = ["--question_column", "ask", "--choices_column", "a,b,c", "--answer_column", "right"]
     train(model, mirror, tmp_path / "qa", "--dataset_name", questions, *columns, *FINETUNE)
     assert any("eval_accuracy" in line for line in lines(tmp_path / "qa"))
+    test = tmp_path / "test.csv"  # its own answers could be numbers from 1 as well: the model's reading decides
+    test.write_text("ask,a,b,c,right\nWhich is it?,stone,river,light,1\n")
+    given = ["--model_path", tmp_path / "qa", "--dataset_name", test, "--split", "train", *columns]
+    done = run_script("eval_loop.py", *given, "--output_dir", tmp_path / "answers")
+    assert done.returncode == 0, done.stderr
+    assert "answers are read as the numbers of choices from 0, e.g. test.csv, row 0: '1' → 'river'" in done.stdout
+    (sample,) = json.loads((tmp_path / "answers" / "test.json").read_text())["samples"]
+    assert sample["answer"] == "river"
+    (tmp_path / "qa" / "answer_reading.json").unlink()
+    asked = run_script("eval_loop.py", *given, "--output_dir", tmp_path / "asked")
+    assert (asked.returncode, "--answer_is number_from_1" in asked.stderr) == (2, True)
 
 
 def test_half_precision_halves_the_final_model_and_keeps_fp32_checkpoints(
@@ -476,7 +487,7 @@ def test_broken_rows_and_empty_splits_are_named(model: Path, mirror: Path, tmp_p
     assert "texts.jsonl: byte 0, line 1 is not JSON" in refused(*given, *text, "--dataset_name", broken)
     columns = ["--question_column", "q", "--answer_column", "a", "--choices_column", "c"]
     quiz = tmp_path / "quiz.jsonl"
-    quiz.write_text('{"q": "x?", "c": ["1", "2"], "a": "1"}\n{"q": "y?", "c": ["1", "2"], "a": null}\n')
+    quiz.write_text('{"q": "x?", "c": ["u", "v"], "a": "u"}\n{"q": "y?", "c": ["u", "v"], "a": null}\n')
     assert "row 1" in refused(*given, "--dataset_name", quiz, *columns)
     quiz.write_text("")
     assert "no rows" in refused(*given, "--dataset_name", quiz, *columns)
@@ -486,3 +497,72 @@ def test_broken_rows_and_empty_splits_are_named(model: Path, mirror: Path, tmp_p
     assert "longer than the training" in refused(
         *given, "--data_root", mirror, "--dataset_name", "sciq", "--warmup_steps", "1000"
     )
+
+
+def test_another_metric_on_resume_chooses_the_best_afresh_and_says_so(
+    model: Path, mirror: Path, tmp_path: Path
+) -> None:
+    flags = ["--dataset_name", "sciq", *FINETUNE[:-4], "--eval_strategy", "steps", "--eval_steps", "2"]
+    train(model, mirror, tmp_path / "out", *flags, "--max_steps", "4")
+    before = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert before["best_metric"] > 1.5, "a loss, which no accuracy could ever beat"
+    again = [*flags, "--max_steps", "8", "--resume_from_checkpoint", "auto", "--metric_for_best_model", "eval_accuracy"]
+    told = train(model, mirror, tmp_path / "out", *again)
+    assert "the best model so far has the smallest eval_loss, and is to have the largest eval_accuracy now" in told
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    found = {line["step"]: line["eval_accuracy"] for line in lines(tmp_path / "out") if "eval_accuracy" in line}
+    assert state["best_metric"] == max(found[step] for step in (6, 8))
+    assert state["best_step"] in (6, 8)
+
+
+def test_a_fine_tuning_that_has_nothing_to_validate_on_is_refused(model: Path, mirror: Path, tmp_path: Path) -> None:
+    source = tmp_path / "quiz.jsonl"
+    rows = [{"q": f"Which {n}?", "c": ["stone", "river"], "a": "stone"} for n in range(30)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    long = tmp_path / "data" / "own" / "quiz"
+    long.mkdir(parents=True)
+    (long / "train.jsonl").write_text(source.read_text())
+    (long / "validation.jsonl").write_text(json.dumps({**rows[0], "q": "stone river " * 80}) + "\n")
+    given = [
+        "--dataset_name",
+        "own/quiz",
+        "--data_root",
+        tmp_path / "data",
+        "--max_seq_length",
+        "64",
+        "--max_steps",
+        "2",
+    ]
+    columns = ["--question_column", "q", "--choices_column", "c", "--answer_column", "a"]
+    flags = ["--model_path", model, "--output_dir", tmp_path / "out", *given, *columns]
+    assert "no example to validate on: none of 1 fits --max_seq_length 64" in refused(
+        *flags, "--eval_strategy", "epoch"
+    )
+
+
+def test_bad_rows_of_questions_are_skipped_in_training_when_that_is_asked_for(
+    model: Path, mirror: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "quiz.jsonl"
+    rows = [{"q": f"Which {n}?", "c": ["stone", "river"], "a": "a" if n != 7 else "z"} for n in range(40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = ["--question_column", "q", "--choices_column", "c", "--answer_column", "a"]
+    flags = ["--dataset_name", file, *columns, *FINETUNE]
+    given = ["--model_path", model, "--output_dir", tmp_path / "no"]
+    assert "row 7: a 'z' is none of the choices" in refused(*given, *flags)
+    told = train(model, mirror, tmp_path / "out", *flags, "--on_bad_data", "skip")
+    assert "1 bad rows are left out (--on_bad_data skip)" in told
+    assert "answers are read as the labels of choices, e.g. quiz.jsonl, row 0: 'a' → 'stone'" in told
+
+
+def test_questions_of_two_data_sets_are_trained_on_together_by_short_names_or_hub_ids(
+    model: Path, mirror: Path, tmp_path: Path
+) -> None:
+    for output, names in ("short", ("sciq", "commonsenseqa")), ("ids", ("allenai/sciq", "tau/commonsense_qa")):
+        told = train(model, mirror, tmp_path / output, "--dataset_name", *names, *FINETUNE, "--num_train_epochs", "1")
+        assert "sciq, commonsenseqa: 108 examples to train on, 17 to validate on" in told
+    assert_same_weights(tmp_path / "short", tmp_path / "ids")
+    done = run_script(
+        "train_loop.py", "--model_path", model, "--output_dir", tmp_path / "no", "--dataset_name", "sciq", "other.jsonl"
+    )
+    assert (done.returncode, "or on one other data set" in done.stderr) == (2, True)

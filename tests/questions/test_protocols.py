@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from miniqwen.config.evaluating import EvalConfig
 from miniqwen.errors import UserError
 from miniqwen.model.tokenization_miniqwen import train_tokenizer
+from miniqwen.questions.choices import LABELS
 from miniqwen.questions.examples import training_example
 from miniqwen.questions.protocols import encode_prompt, leading_tokens, make_prompts, unconditional_request
-from miniqwen.questions.rows import LABELS, Question
+from miniqwen.questions.rows import Question
 from miniqwen.questions.templates import EVALUATION_SEED, Template, shuffle_choices
 
 ASKED = Question("q1", " Which gas?", ("neon", "oxygen", "a slow river"), 1, "oxygen", "  Air has it.")
@@ -109,3 +110,16 @@ def test_choices_without_their_question_stand_behind_the_token_that_ends_texts(
     assert alone.prompt == (tokenizer.eos_token_id,)
     assert alone.choices == request.choices
     assert leading_tokens(tokenizer) == ()
+
+
+def test_an_example_that_is_the_question_in_other_case_or_punctuation_is_never_drawn() -> None:
+    train = [Question(f"t{i}", f"Which gas is number {i}?", ("neon", "argon"), 0, "neon") for i in range(3)]
+    train += [
+        Question(f"c{i}", text, ("neon", "argon"), 0, "neon") for i, text in enumerate(("WHICH GAS", "which  gas?!"))
+    ]
+    config = EvalConfig(dataset_name="sciq", num_fewshot=3)
+    for number in range(20):
+        question = Question(f"q{number}", "Which gas?", ("neon", "argon"), 1, "argon")
+        (prompt,) = make_prompts("sciq", [question], train, Template(), config)
+        assert prompt.text.lower().count("which") == 4
+        assert all(f"number {i}?" in prompt.text for i in range(3))

@@ -13,7 +13,8 @@ import pytest
 from miniqwen.config.data import DataFlags
 from miniqwen.data.repositories import resolve
 from miniqwen.errors import UserError
-from miniqwen.questions.rows import Question, read_questions
+from miniqwen.questions.rows import Question
+from miniqwen.questions.splits import Wanted, read_splits
 
 SCIQ_ROW = {
     "question": "What gas do plants take in?", "distractor3": "argon", "distractor1": "oxygen", "distractor2": "neon",
@@ -37,7 +38,7 @@ def mirror(root: Path, name: str, **splits: list[dict[str, Any]]) -> DataFlags:
 def read(
     name: str, split: str, flags: DataFlags, need_answers: bool = True, limit: int | None = None
 ) -> list[Question]:
-    return read_questions(resolve(name, flags), split, name, flags, need_answers=need_answers, limit=limit)
+    return read_splits(resolve(name, flags), name, flags, [Wanted(split, need_answers, limit)]).questions[0]
 
 
 def read_own(
@@ -100,45 +101,6 @@ def test_the_limit_reads_the_first_rows_and_no_bad_one_behind_them(tmp_path: Pat
     rows = [{**SCIQ_ROW, "question": f"Question {i}?"} for i in range(5)] + [{**SCIQ_ROW, "question": ""}]
     questions = read("sciq", "train", mirror(tmp_path, "sciq", train=rows), limit=3)
     assert [(q.id, q.question) for q in questions] == [(str(i), f"Question {i}?") for i in range(3)]
-
-
-@pytest.mark.parametrize(
-    ("row", "index"),
-    [
-        ({"q": "2+2?", "options": ["3", "4"], "key": "4"}, 1),
-        ({"q": "2+2?", "options": ["three", "four"], "key": 1}, 1),
-        ({"q": "2+2?", "options": ["three", "four"], "key": "1"}, 1),
-        ({"q": "2+2?", "options": ["three", "four"], "key": "B"}, 1),
-        ({"q": "2+2?", "options": {"label": ["x", "y"], "text": ["three", "four"]}, "key": "y"}, 1),
-        ({"q": "2+2?", "options": {"label": [1, 2], "text": ["three", "four"]}, "key": 2}, 1),
-        ({"q": "2+2?", "options": [{"label": "x", "text": "four"}, {"label": "y", "text": "3"}], "key": "x"}, 0),
-        ({"q": "2+2?", "options": [{"text": "four"}, {"text": "three"}], "key": "A"}, 0),
-    ],
-)
-def test_own_choices_and_answers_take_several_forms(tmp_path: Path, row: dict[str, Any], index: int) -> None:
-    (question,) = read_own(tmp_path, [row])
-    assert question.answer_index == index
-    assert question.answer == question.choices[index]
-
-
-def test_an_answer_is_read_in_one_way_in_the_whole_file(tmp_path: Path) -> None:
-    rows = [{"q": "a?", "options": ["1", "0", "5"], "key": "0"}, {"q": "b?", "options": ["7", "8", "9"], "key": "2"}]
-    assert [q.answer for q in read_own(tmp_path, rows)] == ["1", "9"]  # numbers: "0" is a text in one row only
-
-
-def test_own_columns_of_choices_take_the_answer_in_if_it_is_not_among_them(tmp_path: Path) -> None:
-    row = {"q": "a?", "w1": "wrong", "w2": "worse", "key": "right"}
-    (question,) = read_own(tmp_path, [row], "w1,w2")
-    assert (question.choices, question.answer_index) == (("wrong", "worse", "right"), 2)
-
-
-def test_own_columns_of_choices_may_be_empty_and_answered_by_letter(tmp_path: Path) -> None:
-    rows = [
-        {"q": "a?", "a": "x", "b": None, "c": "z", "key": "C"},
-        {"q": "b?", "a": "u", "b": "v", "c": "w", "key": "B"},
-    ]
-    read_rows = read_own(tmp_path, rows, "a, b, c")
-    assert [(q.choices, q.answer) for q in read_rows] == [(("x", "z"), "z"), (("u", "v", "w"), "v")]
 
 
 def test_pairs_without_choices_keep_their_answer(tmp_path: Path) -> None:

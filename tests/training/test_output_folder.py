@@ -165,7 +165,7 @@ def opened(model: Path, folder: Path, **flags: Any) -> tuple[OutputFolder, torch
     loaded = load_model(model)
     config = TrainConfig(output_dir=str(folder), **flags)
     folder.mkdir(exist_ok=True)
-    return OutputFolder(config, loaded, load_tokenizer(model), None, {}, 9), loaded
+    return OutputFolder(config, loaded, load_tokenizer(model), (), {}, 9), loaded
 
 
 def test_nothing_is_written_that_has_fewer_tensors_than_the_model(model: Path, tmp_path: Path) -> None:
