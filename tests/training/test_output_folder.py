@@ -9,16 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from runs import lines, run_script, state
 from safetensors.torch import load_file
 
 from miniqwen.checkpoints.checkpoint import Progress, complete_checkpoints, remove_half_written, verify
+from miniqwen.config.models import MODEL_FILES
 from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.shards import gathered
 from miniqwen.errors import UserError
+from miniqwen.files import publish
 from miniqwen.model.modeling_miniqwen import load_model
 from miniqwen.model.tokenization_miniqwen import load_tokenizer
-from miniqwen.training.output_folder import OutputFolder
+from miniqwen.training.output_folder import OutputFolder, note_end
 
 FLAGS = (
     "--dataset_name both --block_size 32 --per_device_train_batch_size 2 --learning_rate 1e-2 --logging_steps 1 "
@@ -131,6 +134,7 @@ import sys
 sys.path.insert(0, {root!r})
 import train_loop
 from miniqwen.config.flags import parse
+from miniqwen.config.models import MODEL_FILES
 from miniqwen.config.training import TrainConfig
 from miniqwen.training.preemption import StopRequest
 
@@ -224,3 +228,65 @@ def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_none_that_looks_whole(
     assert [path.name for path in complete_checkpoints(tmp_path / "out")] == ["checkpoint-2"]
     remove_half_written(tmp_path / "out")
     assert names(tmp_path / "out") == ["checkpoint-2"]
+
+
+def test_every_start_is_kept_with_what_changed_and_the_change_is_told(
+    model: Path, mirror: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    train(model, mirror, output, "--max_steps", 2, "--eval_steps", 2)
+    said = train(
+        model,
+        mirror,
+        output,
+        "--max_steps",
+        4,
+        "--eval_steps",
+        2,
+        "--resume_from_checkpoint",
+        "auto",
+        "--weight_decay",
+        0.5,
+    )
+    assert "changed: max_steps 2 → 4, weight_decay 0.0 → 0.5\n" in said.replace(
+        "weight_decay 0 →", "weight_decay 0.0 →"
+    )
+    elsewhere = tmp_path / "elsewhere"
+    flags = ("--max_steps", 4, "--eval_steps", 2, "--resume_from_checkpoint", output / "checkpoint-2")
+    train(model, mirror, elsewhere, *flags)
+    first, second = yaml.safe_load((output / "config.yaml").read_text())["recorded"]["lives"]
+    assert (first["start_step"], first["checkpoint"], "changed" in first) == (0, None, False)
+    assert second["start_step"] == 2
+    assert second["checkpoint"].endswith("checkpoint-2")
+    assert second["changed"]["max_steps"] == [2, 4]
+    assert set(second) >= {"began", "command", "runs_on", "machine", "git_commit", "versions"}
+    lives = yaml.safe_load((elsewhere / "config.yaml").read_text())["recorded"]["lives"]
+    assert lives[:2] == [first, second]
+    assert lives[2]["changed"]["weight_decay"][0] == 0.5
+    (elsewhere / "config.yaml").write_text("a: [")  # damaged by hand: told as a life that knows of no other
+    train(model, mirror, elsewhere, *flags[:2], "--eval_steps", 2, "--resume_from_checkpoint", "auto")
+    assert len(yaml.safe_load((elsewhere / "config.yaml").read_text())["recorded"]["lives"]) == 1
+
+
+def test_a_failed_run_s_state_names_the_checkpoint_that_is_whole(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    (folder / "trainer_state.json").write_text(json.dumps({"status": "running", "step": 0, "last_checkpoint": None}))
+    note_end(folder, "failed", "why")
+    newest = complete_checkpoints(folder)[-1].name
+    assert state(folder) == {"status": "failed", "reason": "why", "step": 8, "last_checkpoint": newest}
+
+
+def test_a_final_model_leaves_no_shards_of_an_earlier_one_that_would_be_loaded_instead(tmp_path: Path) -> None:
+    written, folder = tmp_path / ".new", tmp_path / "run"
+    for place, names in (
+        (folder, ("config.json", "model.safetensors", "mine.txt")),
+        (written, ("config.json", "model-1.safetensors")),
+    ):
+        place.mkdir()
+        for name in names:
+            (place / name).write_text(place.name)
+    publish(written, folder, "config.json", MODEL_FILES)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "mine.txt", "model-1.safetensors"]
+    assert (folder / "config.json").read_text() == ".new"
+    assert not written.exists()
