@@ -26,7 +26,10 @@ SMALL = MiniQwenConfig(
     vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
     num_key_value_heads=1, head_dim=16, max_position_embeddings=64, tie_word_embeddings=True,
 )  # fmt: skip
-EIGHT = {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8"}
+EIGHT = {
+    "RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8", "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "1",
+}  # fmt: skip
 
 
 def test_a_whole_update_never_leaves_its_device() -> None:
