@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from runs import ROOT, metrics, needs_compiler, run_script
 from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.backends import DDP, FSDP2, SINGLE, ZERO, asked_backend
 from miniqwen.distributed.launches import launcher_problems
+from miniqwen.distributed.workarounds import MADE_ON, compilation_told
 from miniqwen.errors import UserError
+from miniqwen.lock import this_machine
 
 CONFIG = TrainConfig(per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=1e-3)
 ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "no"}
@@ -241,3 +244,20 @@ def test_processes_that_nothing_has_introduced_to_each_other_are_found(
 ) -> None:
     found = launcher_problems(environment, "no")
     assert (told is None and found == []) or (told is not None and told in found[0])
+
+
+def test_the_lock_of_a_compilation_that_was_killed_is_removed_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's FileBaton would wait for it without end, and without a word."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    locks = {name: tmp_path / name / "lock" for name in ("killed", "compiling", "elsewhere", "long_ago", "unknown")}
+    for name, lock in locks.items():
+        lock.parent.mkdir()
+        lock.touch()
+        if name != "unknown":
+            made_on = ["far"] if name in ("elsewhere", "long_ago") else this_machine()
+            (lock.parent / MADE_ON).write_text(repr(made_on))
+    os.utime(locks["long_ago"], (0, 0))
+    with locks["compiling"].open(), compilation_told():
+        assert {name for name, lock in locks.items() if lock.exists()} == {"compiling", "elsewhere", "unknown"}
