@@ -182,7 +182,7 @@ class Tracker:
         # a bar needs a terminal; a log file gets one line per event instead
         self._bar_shown = 0.0
         # one clock over all starts of a run: it goes on from the lines that a resumed run stands behind
-        self._began = time.time() - max((line.get("elapsed", 0) for line in told if line["step"] <= step), default=0)
+        self._began = time.time() - _elapsed(told, step)
         self._bar = tqdm(
             total=total_steps, initial=step, unit="update", disable=not sys.stderr.isatty(), dynamic_ncols=True
         )
@@ -333,6 +333,11 @@ def _told(folder: Path, resumed: Checkpoint | None) -> list[dict[str, Any]]:
         if resumed and file.exists():
             return [json.loads(line) for line in whole_lines(file).splitlines()]
     return []
+
+
+def _elapsed(told: Sequence[Mapping[str, Any]], step: int) -> float:
+    """Seconds that a run has trained up to `step`, by its lines of metrics; 0 for a new one."""
+    return max((line.get("elapsed", 0.0) for line in told if line["step"] <= step), default=0.0)
 
 
 def _loss(metrics: Mapping[str, float], prefix: str = "") -> str:

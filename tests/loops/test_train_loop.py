@@ -145,7 +145,7 @@ def test_the_clock_goes_on_over_the_starts_of_a_run(pretrained: tuple[Path, str]
         assert values == sorted(values)
         assert values[-1] > values[0]
     for step, at_least in ((12, written[-1]["elapsed"]), (1, written[0]["elapsed"]), (0, 0.0)):
-        assert _elapsed(output / "metrics.jsonl", step) == at_least
+        assert _elapsed(lines(output), step) == at_least
 
 
 def test_metrics_hold_every_event_and_the_best_evaluation_chose_the_model(pretrained: tuple[Path, str]) -> None:
