@@ -158,7 +158,8 @@ def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: Fold
         runtime.print(f"continuing from {checkpoint.folder}, update {progress.step}")
     runs_on, rows = runtime.describe(model, parameters), plan.rows_per_update
     size = f"{steps.total} updates of {rows} {task.rows_are} ({'' if task.updates_per_epoch is None else 'at most '}"
-    lives = lives_until_now(config, checkpoint, runs_on, runtime.hosts)
+    # git and config.yaml are asked by the one process that tells and writes it
+    lives = lives_until_now(config, checkpoint, runs_on, runtime.hosts) if runtime.is_main else [{}]
     if changed := lives[-1].get("changed"):
         runtime.print(f"changed: {', '.join(f'{name} {was} → {now}' for name, (was, now) in changed.items())}")
     for line in (*task.notes, *lowered, f"{runs_on}; {size}{rows * config.length:,} tokens)"):
