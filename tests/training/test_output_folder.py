@@ -21,6 +21,7 @@ from miniqwen.errors import UserError
 from miniqwen.files import publish
 from miniqwen.model.modeling_miniqwen import load_model
 from miniqwen.model.tokenization_miniqwen import load_tokenizer
+from miniqwen.training.auditing import audit
 from miniqwen.training.output_folder import OutputFolder, note_end
 
 FLAGS = (
@@ -33,6 +34,8 @@ def train(model: Path, mirror: Path, output: Path, *flags: object, status: int =
     given = ("--model_path", model, "--data_root", mirror, "--output_dir", output)
     done = run_script("train_loop.py", *given, *FLAGS, *flags)
     assert done.returncode == status, done.stderr
+    if output.is_dir() and status == 0:
+        assert audit(output).faults == []
     return done.stdout + done.stderr
 
 
