@@ -242,6 +242,6 @@ def test_the_final_history_has_each_update_once(tmp_path: Path) -> None:
     life = {"began": "1970-01-01T00:00:03.500+00:00", "start_step": 8}
     assert steps(1, 3, 6, 9, 10, lives=[life]) == [1, 3, 6, 10], "9 was taken back, though nothing took its place"
     assert steps(1, 3, 6, 9, lives=[life]) == [1, 3, 6], "nothing was told since"
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"loss": 1}\n')
     with pytest.raises(UserError, match="line 2: is not a line of metrics"):
-        (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"loss": 1}\n')
         read_lines(tmp_path / "metrics.jsonl")
