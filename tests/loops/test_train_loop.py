@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
+from miniqwen.training.auditing import audit
 from miniqwen.training.samples import BEGINNINGS, SAMPLE_TOKENS
 from miniqwen.training.tracking import _elapsed
 
@@ -44,6 +45,7 @@ def train(model: Path, mirror: Path, output: Path, *flags: object, processes: in
         processes=processes,
     )
     assert done.returncode == 0, done.stderr
+    assert audit(output).faults == []
     return done.stdout + done.stderr
 
 
