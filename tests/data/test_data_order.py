@@ -534,7 +534,9 @@ def test_what_cannot_be_read_in_a_mixture_of_three_is_passed_over_alike_on_any_m
         write_parquet(tmp_path / "rows", f"train{number}", [{"text": text} for text in texts], group=10)
         (tmp_path / "lines" / f"train{number}.jsonl").write_bytes(lines + (b"{broken\n" if number == 4 else b""))
         packed = gzip.compress(lines, mtime=0)
-        (tmp_path / "packed" / f"train{number}.jsonl.gz").write_bytes(packed[: len(packed) // (2 if number == 3 else 1)])
+        (tmp_path / "packed" / f"train{number}.jsonl.gz").write_bytes(
+            packed[: len(packed) // (2 if number == 3 else 1)]
+        )
     group = sorted((tmp_path / "rows").glob("train2*"))[0]
     page = pq.read_metadata(group).row_group(1).column(0)
     data = bytearray(group.read_bytes())
