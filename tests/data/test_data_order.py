@@ -263,6 +263,19 @@ def test_validation_text_is_held_out_alike_and_each_token_of_it_counted_once(
         assert sum(map(len, document_encoder(tokenizer)(texts))) >= kept["tokens"] > LENGTH
 
 
+def test_an_evaluation_of_nothing_is_refused_and_never_a_loss_of_zero(
+    model: Path, mirror: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Where a resumed run held nothing out, and where in what is kept nothing is to be predicted."""
+    config = config_for(model, mirror, do_eval=True)
+    with pytest.raises(UserError, match="wikipedia: no validation text: what the checkpoint held out, if anything"):
+        list_data(config, tokenizer, {"held_out": {"wikipedia": [], "arxiv": []}})
+    found = json.loads(listed_once(config, tokenizer))
+    found["kept"]["arxiv"]["blocks"] = [[7], [7]]
+    with pytest.raises(UserError, match="arxiv: no validation text: in what is kept no token follows another"):
+        make_task(config, found, tokenizer, Plan(BLOCKS, 1, 0, 1))
+
+
 def write_cache(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, root: Path) -> list[tuple[str, int, int]]:
     told: list[tuple[str, int, int]] = []
     for name in config.named.values():
