@@ -23,7 +23,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"data": "patience hub formats units sources repositories windows held_out documents strands mixture "
              "token_cache packing tokenizer_text "
              "pretrained"},
-    {"questions": "texts choices readings rows splits templates examples protocols"},
+    {"questions": "texts choices spellings readings rows splits templates examples protocols"},
     {
         "training": "prefetching batches samples task text_task question_task preview optimizers preemption "
                     "bad_updates resuming lives output_folder tracking ending opening",

@@ -81,7 +81,7 @@ def _reading(
     if known:
         return Reading(known, columns.choices, columns.answer)
     if saved and (saved.choices, saved.answer) == (columns.choices, columns.answer):
-        return saved
+        return saved.checked(answers)
     return find_reading(answers, columns.choices, columns.answer, names)
 
 
