@@ -27,8 +27,8 @@ FLOORS: tuple[dict[str, str], ...] = (
     {
         "training": "prefetching batches samples task text_task question_task preview optimizers preemption "
                     "bad_updates resuming lives output_folder tracking ending opening",
-        "eval": "causal_models choice_rows scoring metrics extraction generation dialogue answers comparison "
-                "result_files",
+        "eval": "causal_models choice_rows scoring metrics phrases mentions extraction generation dialogue answers "
+                "comparison result_files",
     },
     {"": "create_model generate"},
 )  # fmt: skip
