@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -315,6 +316,29 @@ def test_the_cards_names_of_classes_are_the_answers(tmp_path: Path) -> None:
         card.replace(names, "          '0': '0'\n          '1': '1'\n          '2': '2'\n")
     )
     assert answers(read_splits(resolve("some/quiz", flags), "q", flags, [Wanted("train")])) == ["iron", "zinc", "zinc"]
+
+
+def test_names_of_classes_that_a_parquet_file_keeps_are_the_answers(tmp_path: Path) -> None:
+    """As `datasets` writes its features into a file."""
+    rows = [{"q": "Which?", "o": METALS, "key": number} for number in (1, 2, 2)]
+    features = datasets.Features(
+        {"q": datasets.Value("string"), "o": datasets.List(datasets.Value("string")),
+         "key": datasets.ClassLabel(names=list("DCBA"))}
+    )  # fmt: skip
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "own.parquet")
+    read = read_file(tmp_path / "own.parquet", "o")
+    assert (answers(read), read.reading.kind) == (["zinc", "iron", "iron"], "label")  # 1 is called C, 2 is called B
+    assert "row 0: 'C' → 'zinc'" in read.notes[0]
+    pq.write_table(pa.Table.from_pylist([{**row, "key": row["key"] + 2} for row in rows]), tmp_path / "plain.parquet")
+    assert answers(read_file(tmp_path / "plain.parquet", "o", answer_is="number_from_1")) == ["zinc", "tin", "tin"]
+    folder = tmp_path / "both"
+    folder.mkdir()
+    for number, names in enumerate(("DCBA", "ABCD")):
+        features["key"] = datasets.ClassLabel(names=list(names))
+        of_file = datasets.Dataset.from_list(rows, features=features)
+        of_file.to_parquet(folder / f"train-0000{number}-of-00002.parquet")
+    with pytest.raises(UserError, match=r"names differ: train-00000-of-00002\.parquet D, C, B, A; train-00001"):
+        read_file(folder, "o")
 
 
 def test_a_saved_reading_is_taken_for_its_columns_and_a_flag_goes_before_it(tmp_path: Path) -> None:
