@@ -5,7 +5,8 @@
 
 The script makes its own data and model. Each start is killed with SIGKILL, launcher and ranks together, at a random
 moment: in the middle of a save every third time, else anywhere. Each next start resumes, sometimes on another number of
-processes. At the end the weights are compared with those of a run that nobody touched. Exit status 1 if they differ.
+processes. After each kill the folder is audited, as `python -m miniqwen.audit` does. At the end the weights are
+compared with those of a run that nobody touched. Exit status 1 if they differ, or if anything is not as it says.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,6 +104,12 @@ def send(family: list[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
+def lives(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def halted(process: subprocess.Popen[bytes], starts: Starts) -> list[int]:
     """The launcher and all its processes, which stand still from now on."""
     family = starts.family(process)
@@ -115,8 +123,11 @@ def saving(output: Path) -> bool:
 
 def reached(output: Path) -> int:
     """The update of the newest complete checkpoint."""
-    found = [path.parent.name.split("-")[1] for path in output.glob("checkpoint-*/manifest.json")]
-    return max((int(step) for step in found), default=0)
+    return max((int(path.name.split("-")[1]) for path in complete(output)), default=0)
+
+
+def complete(output: Path) -> list[Path]:
+    return [path.parent for path in output.glob("checkpoint-*/manifest.json")]
 
 
 @dataclass(frozen=True)
@@ -156,6 +167,8 @@ def start_and_kill(
             raise SystemExit(f"a start ended by itself with status {process.returncode}; see {output.parent / 'log'}")
         send(family, signal.SIGKILL)
         process.wait()
+        while any(lives(pid) for pid in family):
+            time.sleep(0.01)
     return Kill(processes, moment, before, reached(output))
 
 
@@ -172,6 +185,18 @@ def difference(one: Path, other: Path) -> float:
     if first.keys() != second.keys():
         raise SystemExit(f"{one} and {other} do not hold the same parameters")
     return max((first[name] - second[name]).abs().max().item() for name in first)
+
+
+def as_it_says(output: Path) -> bool:
+    """Whether the audit finds nothing wrong with what is left; says what is."""
+    from miniqwen.training.auditing import audit
+
+    if not complete(output) and not (output / "trainer_state.json").exists():
+        return True  # killed before anything was written
+    faults = audit(output).faults
+    for fault in faults:
+        print(f"WRONG: {fault}", flush=True)
+    return not faults
 
 
 def crash_test(
@@ -194,6 +219,8 @@ def crash_test(
         if kill.after < kill.before:
             print("a checkpoint was lost")
             return False
+        if not as_it_says(output):
+            return False
     run_to_the_end(command(starts.python, world, output, steps, 2, extra), folder / "log", starts)
     state = json.loads((output / "trainer_state.json").read_text())
     left = [path.name for path in output.glob(".*.tmp")]
@@ -204,7 +231,8 @@ def crash_test(
         f"{kills} kills ({sum(kill.moment == 'saving' for kill in table)} in a save), then to update {state['step']}: "
         f"largest difference {found:.3g} (allowed {allowed:g}); half-written files left: {left or 'none'}"
     )
-    return found <= allowed and state["status"] == "finished" and not left
+    whole = all(as_it_says(folder / name) for name in ("undisturbed", "killed"))
+    return found <= allowed and state["status"] == "finished" and not left and whole
 
 
 def main(words: list[str] | None = None, starts: Starts = Starts(sys.executable, descendants)) -> None:
@@ -223,7 +251,7 @@ def main(words: list[str] | None = None, starts: Starts = Starts(sys.executable,
         folder.mkdir(parents=True, exist_ok=True)
         steps = given.steps or 200 * given.kills
         good = crash_test(folder, given.kills, steps, given.hidden, given.seed, worlds, given.extra, starts)
-    print("the weights are those of the undisturbed run" if good else "FAILED")
+    print("the weights are those of the undisturbed run, and all that is left is as it says" if good else "FAILED")
     sys.exit(not good)
 
 

@@ -108,12 +108,7 @@ class FolderLock:
         owner, seen = _read(self._path)
         if seen is None:
             return
-        lives = _lives(owner, seen)
-        if lives is None:
-            who = _name(owner)
-            print(f"{self._folder} is {who}'s: waiting {PATIENCE:.0f} s for a sign of life", flush=True)
-            lives = self._shows_life(seen)
-        if lives:
+        if _lives_on(self._path, owner, seen):
             raise UserError(
                 f"{self._flag} {self._folder}: {_name(owner)} is writing there; wait for it, stop it, or choose "
                 "another folder"
@@ -123,14 +118,26 @@ class FolderLock:
                 self._path.unlink()
                 print(f"{self._folder}: {_name(owner)} is gone without having let go of it: taking over", flush=True)
 
-    def _shows_life(self, seen: tuple[int, int]) -> bool:
-        """Whether the file is touched while we watch. Only our own clock counts: machines' clocks differ."""
-        until = time.monotonic() + PATIENCE
-        while time.monotonic() < until:
-            time.sleep(LOOK)
-            if (now := _read(self._path)[1]) != seen:
-                return now is not None
-        return False
+
+def writer_in(folder: Path) -> str | None:
+    """Who is writing in a folder now, for people; None for nobody. Nothing is written there to find out."""
+    owner, seen = _read(folder / LOCK_FILE)
+    return _name(owner) if seen and _lives_on(folder / LOCK_FILE, owner, seen) else None
+
+
+def _lives_on(path: Path, owner: dict[str, Any] | None, seen: tuple[int, int]) -> bool:
+    """Whether an owner lives. One that cannot be asked has to touch the file while we watch: only our own clock counts,
+    as machines' clocks differ."""
+    lives = _lives(owner, seen)
+    if lives is not None:
+        return lives
+    print(f"{path.parent} is {_name(owner)}'s: waiting {PATIENCE:.0f} s for a sign of life", flush=True)
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        time.sleep(LOOK)
+        if (now := _read(path)[1]) != seen:
+            return now is not None
+    return False
 
 
 def _read(path: Path) -> tuple[dict[str, Any] | None, tuple[int, int] | None]:

@@ -11,6 +11,7 @@ import random
 import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -241,3 +242,26 @@ def metrics(output: Path) -> dict[int, dict[str, float]]:
         values = json.loads(line)
         found.setdefault(values["step"], {}).update(values)
     return found
+
+
+def wandb_records(file: Path) -> Iterator[Any]:
+    """The records of an offline file: LevelDB log format, in blocks of 32 KiB, after a header of 7 bytes.
+
+    What a killed run left of the last one is none.
+    """
+    from wandb.proto import wandb_internal_pb2
+
+    data, offset, whole = file.read_bytes(), 7, b""
+    assert data.startswith(b":W&B")
+    while offset + 7 <= len(data):
+        if 32768 - offset % 32768 < 7:  # too short for a header: padding
+            offset += 32768 - offset % 32768
+            continue
+        length, kind = struct.unpack_from("<HB", data, offset + 4)
+        if offset + 7 + length > len(data):
+            return
+        whole += data[offset + 7 : offset + 7 + length]
+        offset += 7 + length
+        if kind in (1, 4):  # full, or last of several
+            yield wandb_internal_pb2.Record.FromString(whole)
+            whole = b""

@@ -13,7 +13,7 @@ from runs import OFFLINE, ROOT, wait_until
 
 COMMANDS = (
     ["train_loop.py"], ["eval_loop.py"], ["prepare_datasets.py"], ["-m", "miniqwen.create_model"],
-    ["-m", "miniqwen.generate"],
+    ["-m", "miniqwen.generate"], ["-m", "miniqwen.audit"],
 )  # fmt: skip
 
 
@@ -51,10 +51,11 @@ def test_a_python_that_is_too_old_is_told_before_anything_else(file: str) -> Non
         (["prepare_datasets.py", "--sciq"], signal.SIGINT, "interrupted: complete files are kept", 130),
         (["-m", "miniqwen.create_model"], signal.SIGTERM, "interrupted: no model was written", 143),
         (["-m", "miniqwen.generate", "stone"], signal.SIGINT, "interrupted: the answer ends here", 130),
+        (["-m", "miniqwen.audit", "tests"], signal.SIGINT, "interrupted: nothing was changed", 130),
         (["train_loop.py", *"--dataset_name both --max_steps 2 --block_size 32 --preempted_exit_code 85".split()],
          signal.SIGINT, "SIGINT was received: nothing to save yet, the run ends", 85),
     ],
-    ids=["eval_loop", "prepare_datasets", "create_model", "generate", "train_loop"],
+    ids=["eval_loop", "prepare_datasets", "create_model", "generate", "audit", "train_loop"],
 )  # fmt: skip
 def test_an_interrupt_during_the_imports_is_one_line(
     model: Path, mirror: Path, tmp_path: Path, command: list[str], number: int, told: str, status: int
@@ -64,6 +65,7 @@ def test_an_interrupt_during_the_imports_is_one_line(
         "prepare": ("--model_path", "--output_dir"),
         "create": ("--model_path",),
         "generate": ("--data_root", "--output_dir"),
+        "audit": ("--model_path", "--data_root", "--output_dir"),
     }
     left_out = next((names for word, names in unknown.items() if any(word in part for part in command)), ())
     given = [str(word) for flag, value in flags.items() if flag not in left_out for word in (flag, value)]

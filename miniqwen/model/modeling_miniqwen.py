@@ -169,18 +169,31 @@ def check_weights(names: Iterable[str], where: str) -> None:
     raise UserError(f"{where}: no weights (model.safetensors) there; is the download complete?")
 
 
+def read_config(path: Path) -> Any:
+    """The configuration of the model in a folder; raises `UserError` where it is none that can be trained here."""
+    try:
+        described = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no readable config.json ({error})") from None
+    check_config(described, str(path))
+    return MODELS[described["model_type"]].config_class.from_pretrained(path)
+
+
+def parameter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of every parameter that the model in a folder has to have; tied ones once. No weight is read."""
+    config = read_config(folder)
+    with torch.device("meta"):
+        model = MODELS[config.model_type](config)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
 def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> MiniQwenForCausalLM | MiniQwen2ForCausalLM:
     """The model in a folder, with attention within documents, its weights in `dtype`.
 
     Raises `UserError` for other architectures, for code and pickles in the folder, for missing or broken weights.
     """
     path = Path(folder)
-    try:
-        described = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no readable config.json ({error})") from None
-    check_config(described, str(path))
-    kind = MODELS[described["model_type"]]
+    kind = MODELS[read_config(path).model_type]
     model = read_model(kind, path, "the weights cannot be loaded", dtype=dtype, attn_implementation=ATTENTION)
     # nothing is padded in training, and where padding is the end token, torch would never train its embedding
     model.get_input_embeddings().padding_idx = None

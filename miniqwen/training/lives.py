@@ -34,7 +34,7 @@ def lives_until_now(
     """The lives in the config.yaml beside `checkpoint`, and this one, whose changed flags are {name: [was, is]}."""
     flags, lives = _before(checkpoint)
     life: dict[str, Any] = {
-        "began": datetime.now(UTC).isoformat(timespec="seconds"),
+        "began": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "start_step": checkpoint.progress.step if checkpoint else 0,
         "checkpoint": str(checkpoint.folder) if checkpoint else None,
         "command": shlex.join(sys.argv),
@@ -62,6 +62,14 @@ def _before(checkpoint: Checkpoint | None) -> tuple[Mapping[str, Any], list[dict
         return flags, list(lives)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return {}, []
+
+
+def flags_of_lives(flags: Mapping[str, Any], lives: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The flags that counted in each life: `flags` are those of the last."""
+    found = [dict(flags)]
+    for life in reversed(lives[1:]):
+        found.append({**found[-1], **{name: was for name, (was, _) in life.get("changed", {}).items()}})
+    return found[::-1]
 
 
 def versions() -> dict[str, str]:

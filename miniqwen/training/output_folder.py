@@ -118,6 +118,7 @@ class OutputFolder:
         self._config, self._model, self._tokenizer = config, model, tokenizer
         self._beside, self._identity, self._total_steps = beside, identity, total_steps
         self._background = Background()
+        self._final_model: str | None = None  # the checkpoint that it was made of
 
     def start(self, progress: Progress, wandb_run_id: str | None, recorded: Mapping[str, Any]) -> None:
         """Write config.yaml and say that the run is on."""
@@ -126,7 +127,8 @@ class OutputFolder:
             self.set_status("running", progress, wandb_run_id)
 
     def set_status(self, status: str, progress: Progress, wandb_run_id: str | None, reason: str | None = None) -> None:
-        """trainer_state.json: running, finished, preempted or failed, why, and where the checkpoints are."""
+        """trainer_state.json: running, finished, preempted or failed, why, where the checkpoints are, and of which of
+        them the final model was made."""
         names = [path.name for path in complete_checkpoints(self.folder)]
         best = f"checkpoint-{progress.best_step}"
         state = {
@@ -138,6 +140,7 @@ class OutputFolder:
             "best_checkpoint": best if best in names else None,
             "best_metric": progress.best_metric,
             "best_step": progress.best_step,
+            "final_model": self._final_model,
             "wandb_run_id": wandb_run_id,
         }
         _write_state(self.folder, state)
@@ -209,9 +212,10 @@ class OutputFolder:
             return self._write_final_model(tensors, progress)
 
     def _write_final_model(self, tensors: Iterable[tuple[str, torch.Tensor]], progress: Progress) -> str:
-        chosen = "the last model"
+        chosen, made_of = "the last model", f"checkpoint-{progress.step}"
         if self._config.load_best_model_at_end and progress.best_step is not None:
-            stored = StoredTensors(self.folder / f"checkpoint-{progress.best_step}", "model")
+            made_of = f"checkpoint-{progress.best_step}"
+            stored = StoredTensors(self.folder / made_of, "model")
             tensors = ((f"model.{name}", tensor) for name, tensor in stored.items())
             metric = f"{self._config.best_metric} {progress.best_metric:.4f}"
             chosen = f"the best model (update {progress.best_step}, {metric})"
@@ -225,6 +229,7 @@ class OutputFolder:
         writer.close()
         self._describe(temporary, dtype)
         publish(temporary, self.folder, "config.json", MODEL_FILES)
+        self._final_model = made_of
         return chosen
 
     def _whole(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:

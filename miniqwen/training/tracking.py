@@ -28,7 +28,8 @@ from miniqwen.config.output import SAMPLES_FILE
 from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.runtime import Runtime
 from miniqwen.errors import UserError
-from miniqwen.files import cut_torn_line, disk_errors_told, printable, whole_lines
+from miniqwen.files import cut_torn_line, disk_errors_told, printable
+from miniqwen.training.history import read_lines
 from miniqwen.training.samples import SamplePrompt
 
 FLUSH = 5.0  # seconds between two writes of W&B's files
@@ -331,7 +332,7 @@ def _told(folder: Path, resumed: Checkpoint | None) -> list[dict[str, Any]]:
     """The lines of metrics of a run's earlier starts, which may have been in another folder; none for a new run."""
     for file in (folder / "metrics.jsonl", *([resumed.folder.parent / "metrics.jsonl"] if resumed else [])):
         if resumed and file.exists():
-            return [json.loads(line) for line in whole_lines(file).splitlines()]
+            return read_lines(file)
     return []
 
 

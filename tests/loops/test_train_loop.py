@@ -7,15 +7,13 @@ import math
 import re
 import shutil
 import signal
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from runs import article, command, run_script, running, wait_for_updates
+from runs import article, command, run_script, running, wait_for_updates, wandb_records
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
@@ -178,24 +176,6 @@ def test_tensorboard_and_wandb_give_back_the_logged_values(pretrained: tuple[Pat
         if "train/loss" in items:
             logged[items["train/global_step"]] = items["train/loss"]
     assert logged == pytest.approx({step: line["loss"] for step, line in expected.items()})
-
-
-def wandb_records(file: Path) -> Iterator[Any]:
-    """The records of an offline file: LevelDB log format, in blocks of 32 KiB, after a header of 7 bytes."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, offset, whole = file.read_bytes(), 7, b""
-    assert data.startswith(b":W&B")
-    while offset + 7 <= len(data):
-        if 32768 - offset % 32768 < 7:  # too short for a header: padding
-            offset += 32768 - offset % 32768
-            continue
-        length, kind = struct.unpack_from("<HB", data, offset + 4)
-        whole += data[offset + 7 : offset + 7 + length]
-        offset += 7 + length
-        if kind in (1, 4):  # full, or last of several
-            yield wandb_internal_pb2.Record.FromString(whole)
-            whole = b""
 
 
 def test_the_final_folder_is_a_stock_qwen3_that_generates(pretrained: tuple[Path, str]) -> None:

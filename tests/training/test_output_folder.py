@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from runs import lines, run_script, state
+from runs import OFFLINE, ROOT, command, lines, run_script, state
 from safetensors.torch import load_file
 
 from miniqwen.checkpoints.checkpoint import Progress, complete_checkpoints, remove_half_written, verify
@@ -21,6 +24,7 @@ from miniqwen.errors import UserError
 from miniqwen.files import publish
 from miniqwen.model.modeling_miniqwen import load_model
 from miniqwen.model.tokenization_miniqwen import load_tokenizer
+from miniqwen.training.auditing import audit
 from miniqwen.training.output_folder import OutputFolder, note_end
 
 FLAGS = (
@@ -33,6 +37,8 @@ def train(model: Path, mirror: Path, output: Path, *flags: object, status: int =
     given = ("--model_path", model, "--data_root", mirror, "--output_dir", output)
     done = run_script("train_loop.py", *given, *FLAGS, *flags)
     assert done.returncode == status, done.stderr
+    if output.is_dir() and status == 0:
+        assert audit(output).faults == []
     return done.stdout + done.stderr
 
 
@@ -290,3 +296,39 @@ def test_a_final_model_leaves_no_shards_of_an_earlier_one_that_would_be_loaded_i
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "mine.txt", "model-1.safetensors"]
     assert (folder / "config.json").read_text() == ".new"
     assert not written.exists()
+
+
+FULL = """
+mount -t tmpfs -o size=6m tmpfs $1 || exit 99
+shift; train() { "$@" --max_steps $steps; echo "status $?"; }
+steps=2 train "$@"
+head -c 100M /dev/zero > $OUT/filler 2> /dev/null; truncate -s -48K $OUT/filler
+steps=200 train "$@"
+rm $OUT/filler
+steps=8 train "$@"
+cp -r $OUT/. $KEPT
+"""
+
+
+def test_a_disk_that_is_full_at_a_line_of_metrics_is_one_screen_and_the_run_goes_on_once_there_is_room(
+    model: Path, mirror: Path, tmp_path: Path
+) -> None:
+    if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no mount namespaces here: a small disk cannot be made")
+    output, kept = tmp_path / "out", tmp_path / "kept"
+    output.mkdir()
+    kept.mkdir()
+    # only the last update is saved: metrics fill the disk
+    flags = "--save_steps 1000 --eval_steps 1000 --resume_from_checkpoint auto".split()
+    words = command("--model_path", model, "--data_root", mirror, "--output_dir", output, *FLAGS, *flags)
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", FULL, "sh", output, *words], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | OFFLINE | {"OUT": str(output), "KEPT": str(kept)}, check=False, timeout=300,
+    )  # fmt: skip
+    assert re.findall(r"status \d+", done.stdout) == ["status 0", "status 1", "status 0"], done.stderr
+    assert f"{output}: [Errno 28] No space left on device (0.00 GB are free there)" in done.stderr
+    assert "update 9/200" in done.stderr, "it was a line of metrics that did not fit"
+    assert "Traceback" not in done.stderr
+    assert [line["step"] for line in lines(kept) if "loss" in line][:2] == [1, 2]
+    assert state(kept)["status"] == "finished"
+    assert audit(kept).faults == []
