@@ -5,7 +5,8 @@
 Promises: `<output_dir>/<data set>.json` with accuracy, its uncertainty and every question's scores, whole or absent;
 the same on one process as on several, which share the questions out; an evaluation that was killed goes on where it
 was. Questions are asked with the templates saved beside the model, or as lm-evaluation-harness asks them. `both` is
-SciQ and CommonsenseQA, and `combined.json` over the two. A split without answers gets a file of predictions.
+SciQ and CommonsenseQA; several data sets get a file each, and `combined.json` is over all of them. A split without
+answers gets a file of predictions.
 Costs: see `miniqwen/eval/scoring.py`; all questions in memory on every process.
 """
 
@@ -13,7 +14,7 @@ from miniqwen.errors import check_python
 
 check_python()
 
-from miniqwen.config.evaluating import EvalConfig
+from miniqwen.config.evaluating import EvalConfig, file_stem
 from miniqwen.config.flags import parse
 from miniqwen.errors import UserError, interrupts_end, user_errors_exit_2
 from miniqwen.questions.templates import TEMPLATE_FILE, Template, template_flags
@@ -53,7 +54,7 @@ from miniqwen.distributed.ranks import Ranks
 from miniqwen.eval.answers import Answer, combined, predictions, report, result
 from miniqwen.eval.causal_models import check_vocabulary, computing_in, load_causal_model, scorer
 from miniqwen.eval.generation import generate_rounds
-from miniqwen.eval.result_files import ResultFile, file_stem, model_fingerprint
+from miniqwen.eval.result_files import ResultFile, model_fingerprint
 from miniqwen.eval.scoring import is_truncated, model_positions, score_rounds
 from miniqwen.files import write_json, write_text
 from miniqwen.model.tokenization_miniqwen import load_tokenizer, tokenizer_fingerprint

@@ -23,12 +23,12 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"data": "patience hub formats units sources repositories windows held_out documents strands mixture "
              "token_cache packing tokenizer_text "
              "pretrained"},
-    {"questions": "texts choices readings rows splits templates examples protocols"},
+    {"questions": "texts choices spellings readings rows splits templates examples protocols"},
     {
         "training": "prefetching batches samples task text_task question_task preview optimizers preemption "
                     "bad_updates resuming lives history output_folder auditing tracking ending opening",
-        "eval": "causal_models choice_rows scoring metrics extraction generation dialogue answers comparison "
-                "result_files",
+        "eval": "causal_models choice_rows scoring metrics phrases mentions extraction generation dialogue answers "
+                "comparison result_files",
     },
     {"": "create_model generate audit"},
 )  # fmt: skip

@@ -73,10 +73,13 @@ class DataFlags(Flags):
     id_column: str | None = flag(None, "column with a row's id (default: id, else the row number)", group="data")
 
     def __post_init__(self) -> None:
-        """A data set with a short name is known by its hub id too, unless its columns or configuration are given."""
-        if self.column_flags() or self.dataset_config_name:
-            return
+        """A data set with a short name is known by its hub id too, unless its columns or configuration are given.
+
+        Beside other data sets, columns are those of the others.
+        """
         names = (self.dataset_name,) if isinstance(self.dataset_name, str) else self.dataset_name or ()
+        if self.dataset_config_name or (self.column_flags() and len(names) < 2):
+            return
         short = tuple(name if Path(name).exists() else HUB_IDS.get(name, name) for name in names)
         if short != names:
             object.__setattr__(self, "dataset_name", short[0] if len(short) == 1 else short)
@@ -111,6 +114,11 @@ class DataFlags(Flags):
         if self.column_flags() and all(name in KNOWN for name in given):
             flag_given = next(iter(self.column_flags()))
             found.append(f"--{flag_given}: the columns of {', '.join(given)} are known; leave it out")
+        if self.dataset_config_name and all(name in KNOWN for name in given):
+            found.append(
+                f"--dataset_config_name: the configuration of {', '.join(given)} is known; leave it out"
+                + (" (--wikipedia_version names a dump)" if "wikipedia" in given else "")
+            )
         if self.answer_is and (all(name in KNOWN for name in given) or not self.choices_column):
             found.append(f"--answer_is {self.answer_is} is for questions of your own with --choices_column")
         elif self.answer_is in ("column", "added") and "," not in str(self.choices_column):

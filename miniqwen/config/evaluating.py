@@ -5,29 +5,44 @@ Promises: as config.py. Costs: nothing heavy is imported.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from miniqwen.config.data import HUB_TIMEOUT, QA_DATASETS, TEXT_DATASETS, DataFlags
+from miniqwen.config.data import BOTH, HUB_TIMEOUT, KNOWN, QA_DATASETS, DataFlags
 from miniqwen.config.flags import flag, no_flag
 from miniqwen.config.models import model_problems
 from miniqwen.config.precision import precision_name, precision_problems
 
 PROTOCOLS = ("miniqwen", "harness")
 DEFAULT_SPLITS = {"sciq": "test", "commonsenseqa": "validation"}  # CommonsenseQA's test split has no answers
+ENDINGS = (".gz", ".jsonl", ".json", ".parquet", ".csv")
 SAMPLING = ("temperature", "top_p", "top_k", "seed")
+
+
+def file_stem(name: str) -> str:
+    """`sciq` for sciq, and for data of your own the last part of its name without endings."""
+    stem = Path(name).name
+    for ending in ENDINGS:
+        stem = stem.removesuffix(ending)
+    return stem or "dataset"
 
 
 @dataclass(frozen=True)
 class EvalConfig(DataFlags):
     """Flags of eval_loop.py."""
 
-    dataset_name: str | None = flag(
+    dataset_name: str | tuple[str, ...] | None = flag(
         None, "sciq, commonsenseqa, both, a hub id (OWNER/NAME), or a local file or folder (.parquet, .jsonl, .json, "
-        ".csv; also .gz)", group="data", path=True)  # fmt: skip
+        ".csv; also .gz); several, each of which gets results of its own",
+        group="data", path=True, several=True)  # fmt: skip
     hub_timeout: float = flag(
         HUB_TIMEOUT, "seconds to wait, at one place, for a hub that does not answer; then the command ends with status "
         "75; what was answered is kept", group="data")  # fmt: skip
+    streaming: bool = flag(
+        True, "read the files in place; False downloads those of the data set to the cache first", group="data"
+    )
     wikipedia_version: str | None = no_flag(None)  # what is only for text
     text_column: str | None = no_flag(None)
     sample_by: str = no_flag("line")
@@ -66,6 +81,9 @@ class EvalConfig(DataFlags):
         None, "text before the answer (default: the one saved beside the model)", group="prompt"
     )
     choices_template: str | None = flag(None, "one line a choice, with {label} and {text}", group="prompt")
+    shuffle_choices: bool = flag(
+        True, "show choices in an order of each question's own, as in training; False: in the file's, as the harness",
+        group="prompt")  # fmt: skip
     apply_chat_template: bool = flag(
         False, "put questions as a conversation by the model's chat template, few-shot examples as its turns, as the "
         "harness does", group="prompt")  # fmt: skip
@@ -97,9 +115,15 @@ class EvalConfig(DataFlags):
     seed: int = flag(0, "of sampling", group="generation")
 
     @property
+    def named(self) -> dict[str, str]:
+        """{data set to evaluate: the same}: `both` is SciQ and CommonsenseQA, and a local one is called by its path."""
+        names = (self.dataset_name,) if isinstance(self.dataset_name, str) else self.dataset_name or ()
+        return {part: part for name in names for part in (QA_DATASETS if name == "both" else (name,))}
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The data sets to evaluate."""
-        return QA_DATASETS if self.dataset_name == "both" else (str(self.dataset_name),)
+        return tuple(self.named)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -121,16 +145,25 @@ class EvalConfig(DataFlags):
         for name in ("model_path", "dataset_name", "output_dir"):
             if not getattr(self, name):
                 found.append(f"--{name} is needed: {type(self).__dataclass_fields__[name].metadata['help']}")
-        if self.dataset_name in ("wikipedia", "arxiv"):
-            found.append(f"--dataset_name {self.dataset_name} is text; eval_loop.py takes sciq, commonsenseqa or both")
-        if self.dataset_name and self.dataset_name not in (*TEXT_DATASETS, *QA_DATASETS):
-            found += self._own_data_problems()
+        text = [name for name in self.names if name in BOTH]
+        if text:
+            found.append(f"--dataset_name {' '.join(text)} is text; eval_loop.py takes sciq, commonsenseqa or both")
+        if own := [name for name in self.names if name not in KNOWN]:
+            found += self._own_data_problems(own)
         if self.protocol == "harness":
             found += [
                 f"--protocol harness has prompts of its own: leave --{name} out, or use --protocol miniqwen"
                 for name in ("prompt_template", "choices_template", "answer_format")
                 if getattr(self, name)
             ]
+            if not self.shuffle_choices:
+                found.append("--shuffle_choices False has no use with --protocol harness, which shows the file's order")
+        stems = Counter([*map(file_stem, self.names), *(["combined"] * (len(self.names) > 1))])
+        found += [
+            f"--dataset_name {' '.join(self.names)}: {stem}.json would be written {count} times: evaluate one by one"
+            for stem, count in stems.items()
+            if count > 1
+        ]
         found += precision_problems(self.fp16, self.bf16) + self._generation_problems()
         if self.output_dir and Path(self.output_dir).exists() and not Path(self.output_dir).is_dir():
             found.append(f"--output_dir {self.output_dir} is a file, not a folder")
@@ -141,13 +174,16 @@ class EvalConfig(DataFlags):
             return [f"--compare needs two files, A.json B.json; got {len(self.compare)}"]
         return [f"--compare {file}: no such file" for file in self.compare if not Path(file).is_file()]
 
-    def _own_data_problems(self) -> list[str]:
+    def _own_data_problems(self, names: Sequence[str]) -> list[str]:
         found = []
         needed = ["question_column", "answer_column"] + ["choices_column"] * (self.answer_mode == "loglikelihood")
         if not all(getattr(self, name) for name in needed):
             found.append(f"{', '.join(f'--{name}' for name in needed)} are needed for QA data of your own")
         if self.protocol == "harness":
-            found.append(f"--protocol harness knows {' and '.join(QA_DATASETS)} only, not {self.dataset_name}")
+            found.append(
+                f"--protocol harness knows {' and '.join(QA_DATASETS)} only, not {', '.join(names)}: leave it out, and "
+                "give what its task asks by --prompt_template, --answer_format and --shuffle_choices False (see README)"
+            )
         if not self.choices_column and self.answer_format == "letter":
             found.append("--answer_format letter: the data has no choices (--choices_column)")
         return found

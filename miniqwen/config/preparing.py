@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from miniqwen.config.data import HUB_TIMEOUT, QA_DATASETS, TEXT_DATASETS, USUAL_DUMP, unknown_dataset
+from miniqwen.config.data import BOTH, HUB_IDS, HUB_TIMEOUT, KNOWN, USUAL_DUMP, unknown_dataset
 from miniqwen.config.flags import Flags, flag
 from miniqwen.config.models import model_problems
 
@@ -31,8 +31,8 @@ class PrepareConfig(Flags):
     )
     model_path: str | None = flag(None, "folder of the model whose tokenizer --tokenize uses", group="how", path=True)
     dataset_name: str | None = flag(
-        None, "text of your own to prepare: a hub id (OWNER/NAME), or a local file or folder", group="what", path=True
-    )
+        None, "text of your own to prepare: a hub id (OWNER/NAME), or a local file or folder; the four data sets above "
+        "are known by their hub ids too", group="what", path=True)  # fmt: skip
     dataset_config_name: str | None = flag(None, "configuration (subset) of --dataset_name", group="what")
     text_column: str | None = flag(None, "column with the text of --dataset_name (default: text)", group="what")
     sample_by: str = flag(
@@ -54,9 +54,12 @@ class PrepareConfig(Flags):
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        names = ("wikipedia", "arxiv", *QA_DATASETS)
-        chosen = names if self.all else tuple(name for name in names if getattr(self, name))
-        return (*chosen, self.dataset_name) if self.dataset_name else chosen
+        """What to prepare; a data set that has a flag is known by its name and hub id too, unless its text is given."""
+        chosen = KNOWN if self.all else tuple(name for name in KNOWN if getattr(self, name))
+        own: tuple[str, ...] = (self.dataset_name,) if self.dataset_name else ()
+        if not (self.text_column or self.dataset_config_name or Path(self.dataset_name or "").exists()):
+            own = tuple(part for name in own for part in (BOTH if name == "both" else (HUB_IDS.get(name, name),)))
+        return tuple(dict.fromkeys((*chosen, *own)))
 
     def problems(self) -> list[str]:
         found = super().problems()
@@ -65,11 +68,9 @@ class PrepareConfig(Flags):
                 "nothing to prepare: give --all, --wikipedia, --arxiv, --sciq, --commonsenseqa, --dataset_name NAME, "
                 "or --demo DIR"
             )
-        if self.dataset_name in TEXT_DATASETS + QA_DATASETS:
-            own = ("wikipedia", "arxiv") if self.dataset_name == "both" else (self.dataset_name,)
-            found.append(f"--dataset_name {self.dataset_name}: has flags of its own; give --{' --'.join(own)}")
-        elif self.dataset_name:
-            found += unknown_dataset(self.dataset_name)
+        for name in self.datasets:
+            if name not in KNOWN:
+                found += unknown_dataset(name)
         if bool(self.tokenize) != bool(self.model_path):
             found.append("--tokenize DIR and --model_path M belong together: the model's tokenizer makes the tokens")
         if self.tokenize:

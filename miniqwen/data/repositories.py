@@ -7,6 +7,8 @@ names and splits; it never iterates. Costs: a few requests a data set.
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import platform
 import tempfile
@@ -22,7 +24,7 @@ from miniqwen.config.data import HUB_TIMEOUT, USUAL_DUMP, DataFlags
 from miniqwen.data.formats import FORMATS
 from miniqwen.data.hub import pinned
 from miniqwen.data.patience import is_passing, patiently
-from miniqwen.data.sources import Source, downloaded
+from miniqwen.data.sources import Source, downloaded, parquet_footer, readable
 from miniqwen.data.units import DataFile
 from miniqwen.errors import UserError
 
@@ -72,6 +74,21 @@ class Repository:
         found = {split: self.source(split, columns).list_row_groups(skip_bad) for split in there}
         return replace(self, row_groups=found)
 
+    def names_of_classes(self, split: str, column: str) -> Sequence[str] | None:
+        """Of a column that holds the numbers of classes: their names, as the card or the parquet files have them.
+
+        `datasets` keeps its features in the files. Raises `UserError` where card and files, or two files, differ.
+        """
+        found = {f"the card of {self.name}": self.class_names.get(column)}
+        for file in self.splits.get(split, ()):
+            if file.format == ".parquet":
+                found[file.path] = _names_kept(readable(functools.partial(parquet_footer, file), file), column)
+        named = {where: tuple(names) for where, names in found.items() if names}
+        if len(set(named.values())) > 1:
+            said = "; ".join(f"{where} {', '.join(names)[:60]}" for where, names in named.items())
+            raise UserError(f"{column} holds the numbers of classes, whose names differ: {said}")
+        return next(iter(named.values()), None)
+
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it; `from_json` makes it again."""
         return {**vars(self), "splits": {split: [vars(file) for file in files] for split, files in self.splits.items()}}
@@ -98,6 +115,14 @@ class Repository:
         """The same with all its files on this machine."""
         files = lambda found: tuple(downloaded(file, self.cache_dir) for file in found)  # noqa: E731
         return replace(self, splits={split: files(found) for split, found in self.splits.items()})
+
+
+def _names_kept(footer: Any, column: str) -> Sequence[str] | None:
+    try:
+        kept = json.loads((footer.metadata or {})[b"huggingface"])
+        return [str(name) for name in kept["info"]["features"][column]["names"]]
+    except (ValueError, KeyError, TypeError):  # no such key, or another program's
+        return None
 
 
 def resolve(name: str, flags: DataFlags) -> Repository:

@@ -141,8 +141,24 @@ def _figures(answers: Sequence[Answer], config: EvalConfig) -> dict[str, Any]:
     found["by_position"] = metrics.by_position(predicted, right, places)
     found["by_question_length"] = metrics.by_question_length(questions, correct)
     if scores:
-        found["calibration"] = metrics.calibration(scores, right)
+        found["calibration"] = _calibration(answers)
     return found
+
+
+def _calibration(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Choices with the same text are one, which stands at the first of them; not so in the harness's terms."""
+    believed, said, right = [], [], []
+    for answer in answers:
+        question = answer.prompt.question
+        texts: list[Any] = [choice.strip() for choice in question.choices]
+        scored: Sequence[Any] = answer.prompt.answers
+        if answer.prompt.by_place:
+            scored = texts = list(range(len(texts)))
+        if answer.scores is not None and answer.choice is not None and question.answer_index is not None:
+            believed.append(answer.scores.probabilities(scored, texts))
+            said.append(texts.index(texts[answer.choice]))
+            right.append(texts.index(texts[question.answer_index]))
+    return metrics.calibration(believed, said, right)
 
 
 def _written_figures(answers: Sequence[Answer]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 from miniqwen.errors import UserError
 from miniqwen.eval.metrics import Z_95
 
+SIGNIFICANT = 0.05
 SHOWN = 20  # questions that are listed of each kind
 
 
@@ -25,7 +26,9 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
     """How the second file's answers differ from the first's.
 
     `p_value`: McNemar's exact test (1947, Psychometrika 12:153), the chance of so uneven a split of the questions that
-    only one of the two answers, were both equally good. `difference` of the accuracies (second less first) with its
+    only one of the two answers, were both equally good. `score_p_value`: the same by the score statistic (gained -
+    lost)² / (gained + lost), chi-squared, which is too sure of itself where few questions differ; the interval holds
+    zero where it does not reject at 5 %. `difference` of the accuracies (second less first) with its
     95 % interval, see `paired_interval`. `gained` and `lost`: the questions that only the second, or only the first,
     answers. Raises `UserError` for files that are no results, have no right answers, or are of other questions.
     """
@@ -46,6 +49,7 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
         "only_second": int(only_second.sum()),
         "neither": int((~correct[0] & ~correct[1]).sum()),
         "p_value": _mcnemar(int(only_first.sum()), int(only_second.sum())),
+        "score_p_value": _mcnemar_score(int(only_first.sum()), int(only_second.sum())),
         "gained": [_change(ids[i], samples) for i in np.flatnonzero(only_second)],
         "lost": [_change(ids[i], samples) for i in np.flatnonzero(only_first)],
     }
@@ -59,9 +63,14 @@ def told(found: Mapping[str, Any]) -> str:
         *(f"{name}  {accuracy:.1%}" for name, accuracy in zip(names, found["accuracies"], strict=True)),
         f"{found['num_examples']} questions of {found['dataset']}: both right {found['both']}, only A "
         f"{found['only_first']}, only B {found['only_second']}, neither {found['neither']}",
-        f"B - A: {found['difference']:+.1%} (95 % interval {low:+.1%} to {high:+.1%}); McNemar's exact test "
-        f"p = {found['p_value']:.4g}",
+        f"B - A: {found['difference']:+.1%} (95 % score interval {low:+.1%} to {high:+.1%}, Tango); McNemar's exact "
+        f"test p = {found['p_value']:.4g}",
     ]
+    if found["score_p_value"] < SIGNIFICANT <= found["p_value"]:
+        lines.append(
+            f"the interval leaves zero out, by a score test (p = {found['score_p_value']:.4g}), and the exact test "
+            "does not reject it: too few questions differ to say which is better"
+        )
     for kind, heading in (("gained", "right in B only"), ("lost", "right in A only")):
         lines += [f"{heading}:"] * bool(found[kind])
         lines += [
@@ -129,6 +138,13 @@ def _mcnemar(only_first: int, only_second: int) -> float:
 
     discordant = only_first + only_second
     return float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
+
+
+def _mcnemar_score(only_first: int, only_second: int) -> float:
+    from scipy.stats import chi2
+
+    discordant = only_first + only_second
+    return float(chi2.sf((only_second - only_first) ** 2 / discordant, 1)) if discordant else 1.0
 
 
 def paired_interval(gained: int, lost: int, count: int) -> tuple[float, float]:

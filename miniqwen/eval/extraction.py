@@ -12,66 +12,36 @@ from dataclasses import dataclass
 
 import regex
 
+from miniqwen.eval.mentions import mentions, pattern_of
+from miniqwen.eval.phrases import (
+    ANOTHER,
+    ANY_CASE,
+    BETWEEN,
+    BOXED,
+    CLAUSE,
+    DENIED,
+    DENIED_BEFORE,
+    DENIED_BEHIND,
+    DRESS,
+    EMPHASIS,
+    ENDS,
+    GOES_ON,
+    IN_WORDS,
+    LETTER,
+    LISTED,
+    MATHS,
+    NEXT_QUESTION,
+    OTHER_LETTER,
+    RIGHT,
+    STRONG,
+    TAGGED,
+    THOUGHT,
+    TURN,
+    WEAK,
+)
 from miniqwen.questions.choices import LABELS
 from miniqwen.questions.rows import Question
 from miniqwen.questions.texts import normalised_answer, typed
-
-ANY_CASE = regex.IGNORECASE | regex.VERSION1
-# No part of an answer: LaTeX and Markdown around it, and the next question, with which a base model goes on.
-BOXED = regex.compile(r"\\boxed\s*(\{((?:[^{}]|(?1))*)\})")
-DRESS = regex.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
-TAGGED = regex.compile(r"<\s*(?:final_)?answer\s*>(.*?)(?:</\s*(?:final_)?answer\s*>|$)", ANY_CASE | regex.DOTALL)
-MATHS = regex.compile(r"\$\$?([^$\n]+)\$\$?|\\[(\[](.+?)\\[)\]]")
-EMPHASIS = regex.compile(r"(\*\*|__|`+)(?=\S)(.+?)(?<=\S)\1|(?<![\w*])\*(?=\S)([^*\n]+)(?<=\S)\*(?![\w*])")
-THOUGHT = regex.compile(r"<think>.*?</think>", ANY_CASE | regex.DOTALL)
-NEXT_QUESTION = regex.compile(r"\n\s*(?:#+\s*)?(?:question|q|问题|题目)\s*\d*\s*:.*", ANY_CASE | regex.DOTALL)
-
-FILLER = r"(?:\s*\b(?:therefore|thus|clearly|definitely|most likely|probably|indeed|simply|option|choice)\b)*"
-# Behind these stands the answer: in words that say so, in words that may, and at the beginning of a new thought.
-STRONG = regex.compile(
-    r"\b(?:answer|option|choice|response|solution|ans)\b(?:\s+(?:to|for|here)\b[^.\n:]{0,60}?)?"
-    rf"\s*(?:'s|\bis|\bare|\bwas|\bwould be|\bshould be|\bmust be|[:=]){FILLER}[\s:]*"
-    rf"|####|\b(?:choose|pick|select|go with|opt for)\b{FILLER}[\s:]*"
-    r"|(?:答案|选项)(?:应该|应当|应|就|也)?(?:是|为|选择?|:)[\s:]*|(?<![不别勿]|不能|不应|不应该)选择?(?!项)[\s:]*",
-    ANY_CASE,
-)
-WEAK = regex.compile(
-    rf"\b(?:it|this|that)(?:\s+is|'s|\s+(?:must|would|should|has to) be)\b{FILLER}[\s:]*"
-    r"|\b(?:option|choice|answer)\b[\s:]*|(?:应该|应当|应|就|而)?是|选项",
-    ANY_CASE,
-)
-TURN = regex.compile(rf"\b(?:therefore|thus|hence|so|actually|rather|instead|but)\b{FILLER}[\s,:]*", ANY_CASE)
-RIGHT = regex.compile(
-    r"['\")\].]*\s*(?:(?:is|seems|would be|must be)\s+(?:indeed |clearly )?(?:the )?(?:correct|right|best)\b"
-    r"|(?:选项|项)?(?:是|为)?(?:正确|对))",
-    ANY_CASE,
-)
-DENIED = regex.compile(r"(?:\bnot|n't|\bnever|不|并非)\s*$", ANY_CASE)
-DENIED_BEFORE = regex.compile(
-    r"(?:\b(?:not|never|neither|nor|no|unlike|except|excluding|cannot|rather than|instead of|as opposed to)|n't"
-    r"|不是?|并非|不选择?|不应该?选?|不能选?|排除|除了|不可能是?)(?:\s+be)?(?:\s+(?:a|an|the|option|choice|answer))*[\s:'\"(\[]*$",
-    ANY_CASE,
-)
-DENIED_BEHIND = regex.compile(
-    r"['\")\].:]*\s*(?:选项|项)?(?:(?:is|are|was|can|could|would|does|do|must|should)\s*(?:not\b|n't|never\b)|cannot\b"
-    r"|(?:is|are|was)\s+(?:clearly |obviously )?(?:wrong|incorrect|false|excluded|out)\b|can't\b"
-    r"|是?(?:错|不对|不正确|不是|不可能|可以排除|有误))",
-    ANY_CASE,
-)
-CLAUSE = regex.compile(
-    r"(?<=[.!?])\s+|[。;\n]+|,?\s*\b(?:but|however|so|therefore|thus|hence|then)\b\s*,?|,\s*(?=it\b)"
-    r"|,?(?=但|而是|所以|因此|故)|,(?=应|是|选|答案)",
-    ANY_CASE,
-)
-LETTER = regex.compile(r"[(\[{'\"]*\s*([A-Za-z])(?![\p{Latin}\p{N}'_^])(?:\s*[)\]}'\"]+)?")
-ENDS = regex.compile(r"\s*(?:$|[.!:;,、。，)\]\n])", regex.VERSION1)
-# Behind a letter that is one: an end, or why it is the answer. "A dog" goes on otherwise.
-GOES_ON = regex.compile(r"\s+[-—]\s|\s*\p{Han}|\s+(?:because|since|as|is|would|was|must)\b", ANY_CASE)
-ANOTHER = regex.compile(
-    r"\s*(?:[,、/&]|\band\b|\bor\b|和|或|与|及)+\s*[(\[]?(?:[A-Z](?![\p{L}'])|and\b|or\b)", regex.VERSION1
-)
-UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"  # no spaces between words
-IN_WORDS = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[{UNSPACED}]]"
 
 
 @dataclass(frozen=True)
@@ -103,27 +73,22 @@ def extract(text: str, question: Question, rules: Sequence[str]) -> tuple[int | 
 
 def undressed(text: str) -> str:
     """`text` as typed, without Markdown, LaTeX and tags around its words; what is boxed is called the answer."""
-    bare = MATHS.sub(lambda found: found[1] or found[2], TAGGED.sub(r"\nanswer: \1\n", THOUGHT.sub("", typed(text))))
+    bare = LISTED.sub("", THOUGHT.sub("", typed(text)).strip())
+    bare = MATHS.sub(lambda found: found[1] or found[2], TAGGED.sub(r"\nanswer: \1\n", bare))
     bare = DRESS.sub(r"\1", BOXED.sub(r"\nanswer: \2\n", bare))
     bare = EMPHASIS.sub(lambda found: found[2] or found[3], bare)
     return NEXT_QUESTION.sub("", bare)
 
 
 def _without_echo(text: str, choices: Sequence[str]) -> str:
-    """`text` without the list of choices, where it repeats one."""
-    lines = text.splitlines()
-    echoed = [line for line in lines if _own_line(line, choices) is not None]
-    return "\n".join(line for line in lines if line not in echoed) if len(set(echoed)) > 1 else text
-
-
-def _own_line(line: str, choices: Sequence[str]) -> int | None:
-    """The choice of a line that is `B. iron`."""
-    match = LETTER.match(line.strip())
-    index = _index(match[1], choices) if match else None
-    if match is None or index is None:
-        return None
-    behind = line.strip()[match.end() :].lstrip(".:,、- ")
-    return index if behind and normalised_answer(behind) == normalised_answer(choices[index]) else None
+    """`text` without the list of choices, where it repeats two of them or more with their letters."""
+    items = [
+        rf"[(\[]?{label}[)\].:、]+\s*{regex.escape(choice.rstrip('.。'))}[.。]?(?!{IN_WORDS})"
+        for label, choice in zip(LABELS, choices, strict=False)
+        if choice
+    ]
+    item = "|".join(items)
+    return regex.sub(rf"(?:^|(?<=[\s:,;]))(?:{item})(?:[\s,;*•-]*(?:{item}))+", "", text, flags=ANY_CASE)
 
 
 def _letter(text: str, choices: Sequence[str]) -> int | None:
@@ -135,10 +100,16 @@ def _text(text: str, choices: Sequence[str]) -> int | None:
     found = _statement(text, choices)
     if found and found.rule == "text":
         return found.index
-    for clause in reversed([part for part in CLAUSE.split(text) if part]):
-        named = {index for _, index in _mentions(clause, choices)}
-        if named:
-            return named.pop() if len(named) == 1 else None
+    clauses = [part for part in CLAUSE.split(text) if part]
+    plain = [normalised_answer(choice) for choice in choices]
+    bare = {plain.index(said) for clause in clauses if (said := normalised_answer(clause)) and said in plain}
+    if len(bare) == 1 and len(clauses) > 1 and plain.count(plain[min(bare)]) == 1:  # a clause is that choice alone
+        return bare.pop()
+    for clause in reversed(clauses):
+        if parts := mentions(clause, choices):
+            named = {one.index for one in parts}
+            several = len(named) > 1 or any(ANOTHER.match(clause, one.stop) for one in parts)
+            return None if several else named.pop()
     return None
 
 
@@ -151,7 +122,7 @@ def _last_line(text: str, choices: Sequence[str]) -> int | None:
     same = [index for index in same if choices[index] == said] or same
     if same and len({choices[index] for index in same}) == 1:
         return same[0]
-    return _letter(said, choices)
+    return _letter(said, choices) if len({named.index for named in _bare_letters(text, choices)}) < 2 else None
 
 
 def _statement(text: str, choices: Sequence[str]) -> Named | None:
@@ -161,20 +132,20 @@ def _statement(text: str, choices: Sequence[str]) -> Named | None:
 
 
 def _statements(text: str, choices: Sequence[str]) -> Iterator[Named]:
-    for start in [0, *(match.end() for match in regex.finditer(r"\n", text))]:
-        line = text[start:].partition("\n")[0]
-        begun = _at_start(text[start:], choices, whole=start > 0)
-        if begun and begun[1] == "letter" and (start == 0 or _own_line(line, choices) is not None or len(line) < 6):
-            yield Named(start, *begun, sure=False)
+    bare = _bare_letters(text, choices)
+    if len({named.index for named in bare}) < 2:  # several are a list
+        yield from bare
+        if begun := _letter_at_start(text.lstrip(), choices, whole=False):
+            yield Named(0, *begun, sure=False)
     for kind in (STRONG, WEAK, TURN):
         for match in kind.finditer(text):
-            if DENIED.search(text[: match.start()]):
+            if DENIED.search(text[: match.start()]) or DENIED_BEFORE.search(text[: match.end()]):
                 continue
             behind = text[match.end() :]
             named = _at_start(behind, choices, whole=kind is TURN)
             if named is None and kind is STRONG:
                 clause = (CLAUSE.split(behind.lstrip(), maxsplit=1) or [""])[0]
-                named = next(((index, "text") for _, index in _mentions(clause, choices)), None)
+                named = next(((one.index, "text") for one in mentions(clause, choices)), None)
             if named:
                 yield Named(match.end(), *named, sure=kind is STRONG)
     for match in LETTER.finditer(text):
@@ -182,10 +153,27 @@ def _statements(text: str, choices: Sequence[str]) -> Iterator[Named]:
         alone = match.start(1) == 0 or not regex.match(IN_WORDS, text[match.start(1) - 1], regex.VERSION1)
         if index is not None and alone and match[1].isupper() and RIGHT.match(text, match.end()):
             yield Named(match.start(), index, "letter", sure=True)
-    for place, index in _mentions(text, choices):
-        said = regex.compile(regex.escape(choices[index]), ANY_CASE).match(text, place)
-        if said and RIGHT.match(text, said.end()):
-            yield Named(place, index, "text", sure=True)
+    for one in mentions(text, choices):
+        if RIGHT.match(text, one.stop):
+            yield Named(one.start, one.index, "text", sure=True)
+
+
+def _bare_letters(text: str, choices: Sequence[str]) -> list[Named]:
+    """Letters that are a clause by themselves, or with their choice's text."""
+    found, place = [], 0
+    for clause in CLAUSE.splititer(text):
+        said = clause.strip() if clause else ""
+        place = text.find(said, place)
+        match = LETTER.match(said)
+        index = _index(match[1], choices) if match else None
+        if match is None or index is None or not _letter_at_start(text[place:], choices, whole=False):
+            continue
+        if DENIED_BEFORE.search(text[:place]):
+            continue
+        behind = said[match.end() :].strip(".:,、- ")
+        if behind == "" or normalised_answer(behind) == normalised_answer(choices[index]):
+            found.append(Named(place, index, "letter", sure=False))
+    return found
 
 
 def _index(letter: str, choices: Sequence[str]) -> int | None:
@@ -195,62 +183,43 @@ def _index(letter: str, choices: Sequence[str]) -> int | None:
 
 def _at_start(text: str, choices: Sequence[str], whole: bool) -> tuple[int, str] | None:
     """(choice, rule) of a letter or a choice's text that `text` begins with; `whole`: and with nothing behind it."""
-    match = LETTER.match(text.lstrip())
+    text = text.lstrip()
+    return _letter_at_start(text, choices, whole) or _text_at_start(text, choices, whole)
+
+
+def _letter_at_start(text: str, choices: Sequence[str], whole: bool) -> tuple[int, str] | None:
+    match = LETTER.match(text)
     index = _index(match[1], choices) if match else None
-    if match and index is not None:
-        behind = text.lstrip()[match.end() :]
-        ends = bool(ENDS.match(behind)) or match[0].strip()[-1] in ")]}"
-        own = _mentions(behind.partition("\n")[0], choices)[:1]
-        goes_on = (
-            match[1].isupper()
-            and not whole
-            and (GOES_ON.match(behind) or (own and own[0][1] == index and own[0][0] < 3))
-        )
-        if (ends or goes_on) and not ANOTHER.match(behind) and not DENIED_BEHIND.match(behind):
-            return index, "letter"
+    if match is None or index is None:
+        return None
+    behind = text[match.end() :]
+    line = behind.partition("\n")[0]
+    own = next((one for one in mentions(line, choices)[:1] if BETWEEN.fullmatch(line, 0, one.start)), None)
+    if own and own.index != index and not line[own.stop :].strip(" .!"):
+        return None  # the letter of one choice with the text of another
+    ends = bool(ENDS.match(behind)) or match[0].strip()[-1] in ")]}"
+    goes_on = match[1].isupper() and not whole and (GOES_ON.match(behind) or (own and own.index == index))
+    denied = DENIED_BEHIND.match(behind) or OTHER_LETTER.match(behind) or behind.startswith("?")
+    denied = denied or _is_denied_text(line, choices[index])
+    another = ANOTHER.match(behind) or (own and ANOTHER.match(line, own.stop))
+    return (index, "letter") if (ends or goes_on) and not denied and not another else None
+
+
+def _is_denied_text(line: str, choice: str) -> bool:
+    """Whether a line begins with the words of a choice and says that they are wrong."""
+    pattern = pattern_of(choice)
+    own = pattern.search(line) if pattern else None
+    return bool(own and BETWEEN.fullmatch(line, 0, own.start()) and DENIED_BEHIND.match(line, own.end()))
+
+
+def _text_at_start(text: str, choices: Sequence[str], whole: bool) -> tuple[int, str] | None:
     clause = (CLAUSE.split(text.strip(), maxsplit=1) or [""])[0]
     for index, choice in enumerate(choices):
         if choice and clause.strip(" \"'").rstrip(".").strip() in (choice, choice.rstrip(".")) and choice.rstrip("."):
             return index, "text"
-    named = _mentions(clause, choices)
-    if named and not clause[: named[0][0]].strip(" \"'("):
-        behind = clause[named[0][0] + len(choices[named[0][1]]) :]
-        if not whole or ENDS.match(behind):
-            return named[0][1], "text"
-    return None
-
-
-def _mentions(text: str, choices: Sequence[str]) -> list[tuple[int, int]]:
-    """(place, choice) of each choice's text that is not denied, in order; within a longer one it is none."""
-    found: list[tuple[int, int, int]] = []
-    for index, choice in enumerate(choices):
-        pattern = _pattern(choice)
-        if pattern:
-            found += [(match.start(), -match.end(), index) for match in pattern.finditer(text)]
-    kept: list[tuple[int, int]] = []
-    end = 0
-    for start, minus_stop, _ in sorted(found):
-        if start < end:
-            continue
-        same = [index for other, stop, index in found if (other, stop) == (start, minus_stop)]
-        same = [index for index in same if choices[index] in text[start:-minus_stop]] or same
-        end = -minus_stop
-        denied = DENIED_BEFORE.search(text[:start]) or DENIED_BEHIND.match(text, end)
-        if not denied and len({choices[index] for index in same}) == 1:
-            kept.append((start, same[0]))
-    return kept
-
-
-def _pattern(choice: str) -> regex.Pattern[str] | None:
-    """What finds a choice's words in a sentence; None for those that may stand there for something else."""
-    text = regex.sub(r"^(?:an?|the)\s+(?=\S)", "", choice, flags=ANY_CASE).rstrip(".!。")
-    if not regex.search(r"[\p{L}\p{N}]", text) or regex.fullmatch(r"\p{Latin}|the|an", text, ANY_CASE):
-        return None
-    before = rf"(?<!{IN_WORDS})" if regex.match(rf"{IN_WORDS}|-", text, regex.VERSION1) else ""
-    behind = rf"(?!{IN_WORDS})" if regex.search(rf"{IN_WORDS}$", text, regex.VERSION1) else ""
-    before += r"(?<![\p{N}.,\-])" if text[0].isdigit() else ""
-    behind += r"(?![.,]\p{N})" if text[-1].isdigit() else ""
-    return regex.compile(before + r"\s+".join(map(regex.escape, text.split())) + behind, ANY_CASE)
+    named = mentions(clause, choices)
+    begins = named and not clause[: named[0].start].strip(" \"'(")
+    return (named[0].index, "text") if begins and (not whole or ENDS.match(clause[named[0].stop :])) else None
 
 
 RULES = {"letter": _letter, "text": _text, "last_line": _last_line}

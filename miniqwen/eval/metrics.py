@@ -62,11 +62,18 @@ class ChoiceScores:
         """Index of the most likely choice; the first of equals."""
         return int(np.argmax(self.normalised(by)))
 
-    def probabilities(self) -> np.ndarray:
-        """Softmax over the choices `[choices]`: what the model believes, given that one is right."""
+    def probabilities(self, answers: Sequence[Any], texts: Sequence[Any]) -> np.ndarray:
+        """[choices] what the model believes, given that one of them is right; of choices with the same text the first
+        has it all.
+
+        Softmax over the different `answers` that were scored (a text that is offered twice is not twice as likely),
+        summed where they (letters) stand for the same of the choices' `texts`.
+        """
         values = np.array(self.log_likelihoods)
-        exponentials = np.exp(values - values.max())
-        return exponentials / exponentials.sum()
+        once = [answers.index(answer) == number for number, answer in enumerate(answers)]
+        exponentials = np.where(once, np.exp(values - values.max(where=once, initial=-np.inf)), 0.0)
+        first = [texts.index(text) for text in texts]
+        return np.bincount(first, exponentials / exponentials.sum(), len(texts))
 
 
 def right_answers(questions: Sequence[Question]) -> list[int]:
@@ -165,16 +172,15 @@ def by_question_length(questions: Sequence[Question], correct: Sequence[bool]) -
     ]
 
 
-def calibration(scores: Sequence[ChoiceScores], right: Sequence[int]) -> dict[str, Any]:
-    """Is the model as often right as it believes?
+def calibration(believed: Sequence[np.ndarray], said: Sequence[int], right: Sequence[int]) -> dict[str, Any]:
+    """Is the model as often right as it believes? `believed`: of each question as `ChoiceScores.probabilities` has it.
 
     `ece`: expected calibration error over ten bins of equal width (Guo et al. 2017, arXiv:1706.04599, eq. 3), the mean
     of |accuracy − confidence| over bins weighted by their counts. `brier`: mean over questions of the sum over choices
     of (p − right)² (Brier 1950); 0 is best and 2 worst. `bins`: (low, high]; empty ones have no confidence (None).
     """
-    believed = [score.probabilities() for score in scores]
-    confidence = np.array([p.max() for p in believed])
-    correct = np.equal([score.prediction() for score in scores], right)
+    confidence = np.array([p[place] for p, place in zip(believed, said, strict=True)])
+    correct = np.equal(said, right)
     place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
     bins: list[dict[str, Any]] = []
     error = 0.0

@@ -19,16 +19,6 @@ from miniqwen.errors import UserError
 from miniqwen.files import file_hash, whole_lines, write_json, write_text
 from miniqwen.lock import FolderLock
 
-ENDINGS = (".gz", ".jsonl", ".json", ".parquet", ".csv")
-
-
-def file_stem(name: str) -> str:
-    """`sciq` for sciq, and for data of your own the last part of its name without endings."""
-    stem = Path(name).name
-    for ending in ENDINGS:
-        stem = stem.removesuffix(ending)
-    return stem or "dataset"
-
 
 def model_fingerprint(folder: str | Path) -> str:
     """A hash of a model's configuration and weights."""

@@ -138,17 +138,21 @@ def _miniqwen_prompts(
     asked = [plain_text(shot.question) for shot in train] if config.num_fewshot else []
     copies = Counter(asked)
 
+    def shown(question: Question) -> Question:
+        return shuffle_choices(question, EVALUATION_SEED) if config.shuffle_choices else question
+
     def answered(shot: Question) -> tuple[str, str]:
-        shown = shuffle_choices(shot, EVALUATION_SEED)
-        answer = LABELS[shown.answer_index] if letters and shown.answer_index is not None else str(shown.answer)
-        return template.render(shown), answer.strip()
+        right = LABELS[shot.answer_index] if letters and shot.answer_index is not None else str(shot.answer)
+        return template.render(shot), right.strip()
 
     prompts = []
     for question in questions:
-        shots = [answered(train[index]) for index in _draw(asked, copies, question, config.num_fewshot)]
-        prompt = template_prompt(shuffle_choices(question, EVALUATION_SEED), template, letters)
-        labels = tuple(LABELS[number] for number in choice_order(question, EVALUATION_SEED))
-        prompts.append(_put(dataclasses.replace(prompt, labels=labels), shots, chat))
+        shots = [answered(shown(train[index])) for index in _draw(asked, copies, question, config.num_fewshot)]
+        prompt = template_prompt(shown(question), template, letters)
+        if config.shuffle_choices:
+            labels = tuple(LABELS[number] for number in choice_order(question, EVALUATION_SEED))
+            prompt = dataclasses.replace(prompt, labels=labels)
+        prompts.append(_put(prompt, shots, chat))
     return prompts
 
 

@@ -8,20 +8,17 @@ Costs: each answer is read under every reading that its file allows.
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import regex
-
 from miniqwen.errors import UserError
-from miniqwen.files import encodable, write_json
+from miniqwen.files import write_json
 from miniqwen.questions.choices import Choices, is_empty
+from miniqwen.questions.spellings import NUMBERS, place_of
 
 READING_FILE = "answer_reading.json"
-NUMBERS = {"number": 0, "number_from_1": 1}
 DESCRIBED = {
     "text": "the texts of choices",
     "label": "the labels of choices",
@@ -32,13 +29,6 @@ DESCRIBED = {
     "own": "one of the choices' columns",
     "pair": "texts, without choices",
 }
-YES, NO = frozenset(("true", "yes", "correct", "right")), frozenset(("false", "no", "incorrect", "wrong"))
-BEFORE = (
-    r"(?:(?:the\s+)?(?:correct\s+|right\s+)?(?:answer|ans|option|choice|letter|number)(?:\s+is)?(?:\s*[:.#]\s*|\s+|(?=[(\[]))"
-    r"|(?:正确)?(?:答案|选项|选择|选)(?:是|为)?\s*:?\s*)?"
-)
-LABEL = regex.compile(rf"{BEFORE}[(\[]?\s*(\w+)\s*(?:[)\].:、,]+\s*|$)(.*)", regex.IGNORECASE | regex.DOTALL)
-NUMBER = regex.compile(rf"{BEFORE}[(\[]?\s*\+?(\d+)(?:\.0+)?\s*[)\].:]*", regex.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -60,7 +50,7 @@ class Reading:
 
     def place(self, answered: Answered) -> int | None:
         """The index of the choice that an answer names; None if it names none."""
-        return _place(answered.value, answered.choices, self.kind, asked=True)
+        return place_of(answered.value, answered.choices, self.kind, asked=True)
 
     def save(self, folder: str | Path) -> None:
         """Write it beside a model, so that evaluation reads as training did."""
@@ -81,6 +71,21 @@ class Reading:
         if found.kind not in DESCRIBED:
             raise UserError(f"{file}: answer_is {found.kind!r} is not one of {', '.join(DESCRIBED)}")
         return found
+
+    def checked(self, answers: Sequence[Answered]) -> Reading:
+        """Itself; raises `UserError` where another reading fits all answers and this one, of other data, does not."""
+        odd = next((one for one in answers if self.place(one) is None), None)
+        try:
+            other = find_reading(answers, self.choices, self.answer) if odd else self
+        except UserError:  # none fits all: those that are none of the choices are bad rows
+            return self
+        if odd and other.kind != self.kind and other.place(odd) is not None:
+            raise UserError(
+                f"{self.answer}: the model was trained with answers that are {DESCRIBED[self.kind]} ({READING_FILE}), "
+                f"and {odd.where}, {_shown(odd.value)} is none; here all are {DESCRIBED[other.kind]}: say so with "
+                f"--answer_is {other.kind}, or --answer_is {self.kind} if that row is wrong"
+            )
+        return self
 
     def told(self, example: Answered, meant: str) -> str:
         """How answers are read, with an example."""
@@ -114,7 +119,7 @@ def find_reading(
     and mean different choices, and where none fits: with what each takes an answer for, and the flag that decides.
     """
     kinds = ("text", "label", *NUMBERS, *(["column"] if len(choices) > 1 else []))
-    places = {kind: [_place(one.value, one.choices, kind) for one in answers] for kind in kinds}
+    places = {kind: [place_of(one.value, one.choices, kind) for one in answers] for kind in kinds}
     readable = [number for number in range(len(answers)) if any(places[kind][number] is not None for kind in kinds)]
     if not readable:
         return Reading("text", choices, answer)
@@ -123,7 +128,7 @@ def find_reading(
         kind
         for kind in kinds
         if all(places[kind][number] is not None for number in readable)
-        and all(_place(name, widest, kind) is not None for name in names or ())
+        and all(place_of(name, widest, kind) is not None for name in names or ())
     ]
     own_labels = "label" in fits and all(answers[number].choices.labelled for number in readable)
     if own_labels or "column" in fits:  # a number that is a label, or a column's name, of the data's own is just that
@@ -135,72 +140,6 @@ def find_reading(
         raise UserError(_several_fit(answers, readable, meant, answer))
     # that all of them mean the same choices: a column that is called A; the first is the plainest name for it
     return Reading(fits[0], choices, answer)
-
-
-def _place(value: Any, choices: Choices, kind: str, asked: bool = False) -> int | None:
-    """`asked`: a user or a model said the reading; False and True are then the numbers 0 and 1."""
-    if isinstance(value, bool) and kind in NUMBERS:
-        return _numbered(int(value), choices) if asked and kind == "number" else None
-    spelled = _spelled(value)
-    if kind in ("text", "added"):
-        return _of_text(spelled, choices.texts)
-    if kind == "column":
-        return _only(choices.columns, spelled)
-    if kind == "label":
-        return _of_label(spelled, choices)
-    match = NUMBER.fullmatch(_half_width(spelled))
-    return _numbered(int(match[1]) - NUMBERS[kind], choices) if match and len(match[1]) < 4 else None
-
-
-def _spelled(value: Any) -> str:
-    """An answer as it would be typed: 1.0 is how tables that know no whole numbers write 1."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return encodable(str(value)).strip()
-
-
-def _half_width(text: str) -> str:
-    return unicodedata.normalize("NFKC", text)  # of labels and numbers only: it takes x² for x2
-
-
-def _plain(text: str) -> str:
-    """Text up to case and white space."""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
-
-
-def _only(texts: Sequence[str], wanted: str) -> int | None:
-    """Where `wanted` stands, to the letter or, if that is clear, but for case and white space."""
-    for spelled in (str.strip, _plain):
-        found = [text for text in texts if spelled(text) == spelled(wanted)]
-        if found and len(set(map(str.strip, found))) == 1:
-            return texts.index(found[0])
-    return None
-
-
-def _of_text(spelled: str, texts: Sequence[str]) -> int | None:
-    place = _only(texts, spelled)
-    if place is None:
-        for words in (YES, NO):  # of booleans
-            said = [number for number, text in enumerate(texts) if _plain(text) in words]
-            if spelled.casefold() in ("true", "false") and spelled.casefold() in words and len(said) == 1:
-                return said[0]
-    return place
-
-
-def _of_label(spelled: str, choices: Choices) -> int | None:
-    """The label, alone or dressed as `(B)`, `B.`, `option b`, or before its choice's own text: `B) iron`."""
-    place = _only(choices.labels, spelled)
-    if place is not None:
-        return place
-    match = LABEL.fullmatch(_half_width(spelled))
-    if not match:
-        return None
-    place = _only([regex.sub(r"^\W+|\W+$", "", _half_width(label)) for label in choices.labels], match[1])
-    return place if place is not None and (not match[2] or _plain(match[2]) == _plain(choices.texts[place])) else None
-
-
-def _numbered(number: int, choices: Choices) -> int | None:
-    return choices.numbers.index(number) if number in choices.numbers else None
 
 
 def _shown(value: Any) -> str:

@@ -97,11 +97,11 @@ def read_rows(
     """
     rows: list[Row] = []
     problems: dict[int, str] = {}
+    names = repository.names_of_classes(split, columns.answer)
     for number, (where, values) in enumerate(_raw_rows(repository, split, columns)):
         if number == limit:
             break
         try:
-            names = repository.class_names.get(columns.answer)
             rows.append(_sound_row(values, columns, number, where, names))
         except ValueError as error:
             problems[number] = f"{where}: {error}"

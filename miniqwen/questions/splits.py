@@ -57,7 +57,8 @@ def read_splits(
     known = columns.reading or flags.answer_is
     rows = [read_rows(repository, one.split, columns, one.limit if known else None) for one in wanted]
     answers = [row.answered for own, _ in rows for row in own if row.answered.value is not None]
-    reading = _reading(columns, answers, known, saved, repository.class_names.get(columns.answer))
+    names = repository.names_of_classes(wanted[0].split, columns.answer)
+    reading = _reading(columns, answers, known, saved, names)
     questions, notes, example = [], [], None
     for one, (sound, problems) in zip(wanted, rows, strict=True):
         where = f"the {one.split} split of {name}"
@@ -81,7 +82,7 @@ def _reading(
     if known:
         return Reading(known, columns.choices, columns.answer)
     if saved and (saved.choices, saved.answer) == (columns.choices, columns.answer):
-        return saved
+        return saved.checked(answers)
     return find_reading(answers, columns.choices, columns.answer, names)
 
 

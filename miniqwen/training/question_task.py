@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -51,8 +52,9 @@ def question_task(
     """Fine-tuning on the questions of all `repositories`; raises `UserError` where none is left to train on, or to
     validate on where that is asked for."""
     template = Template().with_flags(config.prompt_template, config.choices_template) if config.do_qa_format else None
+    flags = {config.named[name]: config.of_source(name) for name in repositories}
     repositories = {config.named[name]: repository for name, repository in repositories.items()}
-    read = {name: _questions(config, name, repository) for name, repository in repositories.items()}
+    read = {name: _questions(flags[name], name, repository) for name, repository in repositories.items()}
     fits, held = (_fitted(read, split, config, tokenizer, template) for split in ("training", "validation"))
     names = ", ".join(repositories)
     if not fits.examples:
@@ -77,16 +79,11 @@ def question_task(
         identity=plain(
             {
                 "sources": {
-                    name: repository.source(config.train_split, ()).identity()
+                    name: repository.source(flags[name].train_split, ()).identity()
                     for name, repository in repositories.items()
                 },
                 "answers_are": {name: one.reading.kind for name, one in read.items()},
-                "examples": len(fits.examples),
-                "examples_cut": fits.cut, "examples_left_out": fits.left_out, "truncation": config.truncation,
-                "validation_examples_cut": held.cut, "validation_examples_left_out": held.left_out,
-                "packing": config.packing,
-                f"{'blocks' if config.packing else 'examples'}_per_update": plan.rows_per_update,
-                "max_seq_length": config.length, "seed": config.seed, "template": vars(template) if template else None,
+                **_rows_identity(config, fits, held, plan, template),
             }
         ),
         notes=[
@@ -105,6 +102,19 @@ def question_task(
         samples=_samples(config, validation, tokenizer, template),
         token_bytes=bytes_of_tokens,
     )  # fmt: skip
+
+
+def _rows_identity(
+    config: TrainConfig, fits: Fitted, held: Fitted, plan: Plan, template: Template | None
+) -> dict[str, Any]:
+    """What rows depend on beside their questions, for a checkpoint to remember."""
+    return {
+        "examples": len(fits.examples), "examples_cut": fits.cut, "examples_left_out": fits.left_out,
+        "truncation": config.truncation, "validation_examples_cut": held.cut,
+        "validation_examples_left_out": held.left_out, "packing": config.packing,
+        f"{'blocks' if config.packing else 'examples'}_per_update": plan.rows_per_update,
+        "max_seq_length": config.length, "seed": config.seed, "template": vars(template) if template else None,
+    }  # fmt: skip
 
 
 def _questions(config: TrainConfig, name: str, repository: Repository) -> Read:

@@ -241,8 +241,6 @@ def test_the_other_commands_list_their_problems_too(tmp_path: Path) -> None:
     assert len(caught.value.problems) == 3  # no model, no output folder, and text cannot be scored
     with pytest.raises(UserError, match="nothing to prepare"):
         parse(PrepareConfig, [], program="", description="")
-    with pytest.raises(UserError, match="give --wikipedia --arxiv"):
-        parse(PrepareConfig, ["--dataset_name", "both"], program="", description="")
     with pytest.raises(UserError, match="must be at least 300"):
         parse(CreateConfig, ["--vocab_size", "5", "--output_dir", str(tmp_path / "m")], program="", description="")
 
@@ -261,7 +259,11 @@ def test_the_other_commands_list_their_problems_too(tmp_path: Path) -> None:
         ("--answer_mode generate --extract letters", "did you mean letter?"),
         ("--fp16 --bf16", "--fp16 and --bf16 contradict each other"),
         ("--num_fewshot -1", "must be at least 0"),
-        ("--dataset_name own/data --protocol harness", "knows sciq and commonsenseqa only"),
+        ("--dataset_name own/data --protocol harness", "knows sciq and commonsenseqa only, not own/data"),
+        ("--dataset_name own/data --protocol harness", "by --prompt_template, --answer_format and --shuffle_choices"),
+        ("--protocol harness --shuffle_choices False", "--shuffle_choices False has no use"),
+        ("--dataset_name sciq arxiv", "--dataset_name arxiv is text"),
+        ("--dataset_name sciq combined.csv", "combined.json would be written 2 times"),
         ("--dataset_name own/data", "--question_column, --answer_column, --choices_column are needed"),
         ("--dataset_name own/data --answer_mode generate", "--question_column, --answer_column are needed"),
     ],
@@ -335,7 +337,24 @@ def test_a_data_set_with_a_short_name_is_known_by_its_hub_id() -> None:
     for given, short in {"allenai/sciq": "sciq", "tau/commonsense_qa": "commonsenseqa"}.items():
         assert DataFlags(dataset_name=given).dataset_name == short
         assert DataFlags(dataset_name=given, dataset_config_name="default").dataset_name == given
+        assert DataFlags(dataset_name=(given, "x.csv"), question_column="q").dataset_name == (short, "x.csv")
     assert DataFlags(dataset_name="other/sciq").dataset_name == "other/sciq"
+
+
+def test_a_data_set_to_prepare_is_known_by_its_flag_its_name_and_its_hub_id() -> None:
+    for given, short in {"allenai/sciq": "sciq", "wikimedia/wikipedia": "wikipedia", "arxiv": "arxiv"}.items():
+        assert PrepareConfig(dataset_name=given).datasets == (short,)
+        assert PrepareConfig(dataset_name=given, **{short: True}).datasets == (short,)
+        assert PrepareConfig(dataset_name=given, text_column="body").datasets == (given,)
+    assert PrepareConfig(dataset_name="both", sciq=True).datasets == ("sciq", "wikipedia", "arxiv")
+    assert PrepareConfig(dataset_name="own/text").datasets == ("own/text",)
+
+
+def test_a_configuration_of_a_data_set_that_has_only_the_one_is_refused() -> None:
+    for given in ("wikipedia", "sciq"):
+        (told,) = DataFlags(dataset_name=given, dataset_config_name="20220301.de").problems()
+        assert told.startswith(f"--dataset_config_name: the configuration of {given} is known; leave it out")
+        assert ("--wikipedia_version" in told) is (given == "wikipedia")
 
 
 def test_files_to_compare_may_have_spaces_and_commas_in_their_paths(tmp_path: Path) -> None:

@@ -119,3 +119,41 @@ def test_intervals_of_nothing_and_of_one_question_that_differs_hold_zero() -> No
         assert low < 0 < high
     assert paired_interval(40, 0, 40)[1] == 1.0
     assert paired_interval(0, 40, 40)[0] == -1.0
+
+
+def test_where_interval_and_exact_test_disagree_it_is_said_which_is_which(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "a.json", "0" * 10), write(tmp_path / "b.json", "1" * 5 + "0" * 5)
+    found = compare(first, second)
+    assert found["p_value"] == pytest.approx(0.0625)  # 2 / 2^5
+    assert found["score_p_value"] == pytest.approx(0.0253473)  # chi-squared of 5
+    assert found["confidence_interval"][0] > 0
+    text = told(found)
+    assert "95 % score interval" in text
+    assert "the interval leaves zero out, by a score test (p = 0.02535), and the exact test does not reject it" in text
+    clear = told(compare(first, write(tmp_path / "c.json", "1" * 9 + "0")))
+    assert "does not reject" not in clear
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(12, 5), (86, 150), (121, 59), (3, 3), (0, 0), (0, 1), (60, 0)])
+def test_both_of_mcnemars_tests_are_the_textbooks(gained: int, lost: int, tmp_path: Path) -> None:
+    """Agresti (Categorical Data Analysis, 10.1) has z² = 17.36 for 86 and 150."""
+    differ = gained + lost
+    exact = min(1.0, 2 * sum(math.comb(differ, k) for k in range(min(gained, lost) + 1)) / 2**differ)
+    statistic = (gained - lost) ** 2 / differ if differ else 0.0
+    score_test = math.erfc(math.sqrt(statistic / 2))
+    assert differ != 236 or statistic == pytest.approx(17.36, abs=0.005)
+    marks = [("0", "1")] * gained + [("1", "0")] * lost + [("1", "1")] * 30
+    first, second = (write(tmp_path / f"{i}.json", "".join(mark[i] for mark in marks)) for i in (0, 1))
+    found = compare(first, second)
+    assert (found["p_value"], found["score_p_value"]) == pytest.approx((exact, score_test), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_interval_holds_zero_where_the_score_test_does_not_reject_it(seed: int, tmp_path: Path) -> None:
+    drawn = random.Random(seed)
+    gained, lost, same = drawn.randrange(12), drawn.randrange(5), drawn.randrange(1, 40)
+    marks = [("0", "1")] * gained + [("1", "0")] * lost + [("1", "1")] * same
+    first, second = (write(tmp_path / f"{i}.json", "".join(mark[i] for mark in marks)) for i in (0, 1))
+    found = compare(first, second)
+    low, high = found["confidence_interval"]
+    assert (low <= 0 <= high) is (found["score_p_value"] >= 0.05)

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 from scipy.stats import binomtest, sem
-from sklearn.metrics import f1_score
+from sklearn.metrics import brier_score_loss, f1_score
 
 from miniqwen.eval import metrics
 from miniqwen.eval.metrics import ChoiceScores
@@ -117,13 +117,14 @@ def test_accuracy_by_length_has_groups_of_like_size_that_hold_every_question_onc
 
 
 def test_probabilities_are_a_softmax_that_survives_very_small_likelihoods() -> None:
-    assert scores(-1000, -1000 - math.log(3)).probabilities().tolist() == pytest.approx([0.75, 0.25])
+    assert scores(-1000, -1000 - math.log(3)).probabilities("AB", "xy").tolist() == pytest.approx([0.75, 0.25])
 
 
 def test_calibration_has_ece_brier_and_bins() -> None:
     sure = scores(math.log(0.95), math.log(0.05))  # right: confidence 0.95
     torn = scores(math.log(0.55), math.log(0.45))  # wrong: confidence 0.55
-    result = metrics.calibration([sure, torn], [0, 1])
+    believed = [one.probabilities("AB", "xy") for one in (sure, torn)]
+    result = metrics.calibration(believed, [0, 0], [0, 1])
     assert result["ece"] == pytest.approx(0.5 * 0.05 + 0.5 * 0.55)
     assert result["brier"] == pytest.approx((2 * 0.05**2 + 2 * 0.55**2) / 2)
     assert len(result["bins"]) == 10
@@ -132,6 +133,27 @@ def test_calibration_has_ece_brier_and_bins() -> None:
         "low": 0.9, "high": 1.0, "count": 1, "confidence": pytest.approx(0.95), "accuracy": 1.0,
     }  # fmt: skip
     assert result["bins"][0]["confidence"] is None
+
+
+def test_of_choices_with_the_same_text_the_first_has_all_the_probability() -> None:
+    three = scores(math.log(0.2), math.log(0.6), math.log(0.2))  # oven, shelf, oven
+    as_texts = three.probabilities(("oven", "shelf", "oven"), ("oven", "shelf", "oven"))
+    assert as_texts.tolist() == pytest.approx([0.25, 0.75, 0])  # offered twice, and not twice as likely
+    as_letters = three.probabilities("ABC", ("oven", "shelf", "oven"))
+    assert as_letters.tolist() == pytest.approx([0.4, 0.6, 0])
+    by_place = three.probabilities(range(3), range(3))
+    assert by_place.tolist() == pytest.approx([0.2, 0.6, 0.2])
+    assert metrics.calibration([as_texts], [1], [0])["brier"] == pytest.approx(0.75**2 * 2)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_brier_score_of_two_choices_is_twice_scikit_learns(seed: int) -> None:
+    drawn = random.Random(seed)
+    right = [drawn.randrange(2) for _ in range(20)]
+    believed = [scores(*(drawn.gauss(-3, 2) for _ in range(2))).probabilities("AB", "xy") for _ in right]
+    said = [int(p.argmax()) for p in believed]
+    found = metrics.calibration(believed, said, right)
+    assert found["brier"] == pytest.approx(2 * brier_score_loss(right, [p[1] for p in believed]))
 
 
 def test_questions_without_answers_are_refused() -> None:

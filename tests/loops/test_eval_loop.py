@@ -194,6 +194,33 @@ def test_data_of_ones_own_is_named_after_its_file(world: Path, tmp_path: Path) -
     assert read(tmp_path / "out" / "quiz.v2.json")["num_examples"] == 3
 
 
+def test_several_data_sets_are_evaluated_by_name_hub_id_and_file(
+    world: Path, both: tuple[Path, str], tmp_path: Path
+) -> None:
+    rows = [{"q": f"Colour {i}?", "options": ["red", "green"], "key": i} for i in range(2)]
+    file = tmp_path / "quiz.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = ("--question_column", "q", "--choices_column", "options", "--answer_column", "key")
+    evaluate(world, tmp_path / "ids", "--dataset_name", "tau/commonsense_qa", "allenai/sciq",
+             "--per_device_eval_batch_size", "3")  # fmt: skip
+    for name in ("sciq", "commonsenseqa"):
+        one, two = read(both[0] / f"{name}.json"), read(tmp_path / "ids" / f"{name}.json")
+        assert one["samples"] == two["samples"]
+    combined = read(tmp_path / "ids" / "combined.json")
+    assert combined["dataset"] == list(combined["datasets"]) == ["commonsenseqa", "sciq"]
+    assert combined["accuracy"] == read(both[0] / "combined.json")["accuracy"]
+    evaluate(world, tmp_path / "mixed", "--dataset_name", "allenai/sciq", str(file), "--split", "train", *own)
+    assert [read(tmp_path / "mixed" / f"{name}.json")["split"] for name in ("sciq", "quiz")] == ["train", "train"]
+    assert read(tmp_path / "mixed" / "combined.json")["num_examples"] > 2
+    twin = tmp_path / "twin" / "quiz.jsonl"
+    twin.parent.mkdir()
+    twin.write_text(file.read_text())
+    done = run("--model_path", str(world / "model"), "--output_dir", str(tmp_path / "out"), "--dataset_name", str(file),
+               str(twin), *own)  # fmt: skip
+    assert done.returncode == 2
+    assert "quiz.json would be written 2 times" in done.stderr
+
+
 def test_all_mistakes_of_flags_are_told_at_once_with_status_2(tmp_path: Path) -> None:
     done = run("--model_path", str(tmp_path / "none"), "--dataset_name", "sciqq", "--output_dir", str(tmp_path),
                "--max_eval_samples", "0", "--prompt_template", "{choice}")  # fmt: skip

@@ -568,6 +568,11 @@ def test_questions_of_two_data_sets_are_trained_on_together_by_short_names_or_hu
         told = train(model, mirror, tmp_path / output, "--dataset_name", *names, *FINETUNE, "--num_train_epochs", "1")
         assert "sciq, commonsenseqa: 108 examples to train on, 17 to validate on" in told
     assert_same_weights(tmp_path / "short", tmp_path / "ids")
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("sources:\n  sciq: {train_split: validation, validation_split: test}\n")
+    flags = ("--dataset_name", "sciq", "commonsenseqa", "--config", settings, "--num_train_epochs", "1")
+    told = train(model, mirror, tmp_path / "splits", *flags, *FINETUNE)
+    assert "sciq, commonsenseqa: 108 examples" not in told
     done = run_script(
         "train_loop.py", "--model_path", model, "--output_dir", tmp_path / "no", "--dataset_name", "sciq", "other.jsonl"
     )

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -133,6 +134,11 @@ SPELLINGS = [
     ([f"Choice ({x})" for x in "ABCD"], "label"), ([f"The answer is {x}." for x in "ABCD"], "label"),
     ([f"答案：{x}" for x in "ABCD"], "label"), ([f"选{x}" for x in "ABCD"], "label"), ("ＡＢＣＤ", "label"),
     ([f"（{x}）" for x in "ＡＢＣＤ"], "label"), ([f"{x}. {t}" for x, t in zip("ABCD", METALS, strict=True)], "label"),
+    ([f"{x} - {t}" for x, t in zip("ABCD", METALS, strict=True)], "label"),
+    ([f"{x} {t}" for x, t in zip("abcd", METALS, strict=True)], "label"),
+    (["**A**", "*B*", "'C'", '"D"'], "label"), (["Answer=A", "answer = b", "`C`", "d-"], "label"),
+    (["A\u200b", "\ufeffB", "C\u00a0", "D\t"], "label"), ("ⒶⒷⒸⒹ", "label"), ("①②③④", "number_from_1"),
+    ([f"{x}. {t}" for x, t in enumerate(METALS)], "number"), (["01", "+2", "٣", "4)"], "number_from_1"),
     ([" a", "b ", " c ", "d"], "label"), ([["a"], ["b"], ["c"], ["d"]], "label"),
     ([0, 1, 2, 3], "number"), (["0", "1", "2", "3"], "number"), ([0.0, 1.0, 2.0, 3.0], "number"),
     (["0.0", "1.0", "2.0", "3.0"], "number"), ([1, 2, 3, 4], "number_from_1"), (["1", "2", "3", "4"], "number_from_1"),
@@ -239,6 +245,15 @@ def test_where_two_readings_fit_all_rows_the_user_is_asked(tmp_path: Path) -> No
         assert answers(read_file(file, "a,b,c", answer_is=kind)) == [right]
 
 
+@pytest.mark.parametrize(
+    ("choices", "keys"), [(["B", "A", "C"], "AB"), (["2", "1", "3"], "12"), (["b", "a"], "A"), (list("DCBA"), "AC")]
+)
+def test_texts_that_are_other_places_labels_or_numbers_are_asked_about(
+    choices: list[str], keys: str, tmp_path: Path
+) -> None:
+    assert "ways, and all fit" in refusal(tmp_path, [{"o": choices, "key": key} for key in keys])
+
+
 def test_readings_that_mean_the_same_are_no_question(tmp_path: Path) -> None:
     rows = [{"A": "tin", "B": "neon", "key": "A"}, {"A": "salt", "B": "ice", "key": "b"}]
     assert answers(read_rows(tmp_path, rows, "A,B")) == ["tin", "ice"]  # a letter, and a column's name
@@ -303,6 +318,29 @@ def test_the_cards_names_of_classes_are_the_answers(tmp_path: Path) -> None:
     assert answers(read_splits(resolve("some/quiz", flags), "q", flags, [Wanted("train")])) == ["iron", "zinc", "zinc"]
 
 
+def test_names_of_classes_that_a_parquet_file_keeps_are_the_answers(tmp_path: Path) -> None:
+    """As `datasets` writes its features into a file."""
+    rows = [{"q": "Which?", "o": METALS, "key": number} for number in (1, 2, 2)]
+    features = datasets.Features(
+        {"q": datasets.Value("string"), "o": datasets.List(datasets.Value("string")),
+         "key": datasets.ClassLabel(names=list("DCBA"))}
+    )  # fmt: skip
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "own.parquet")
+    read = read_file(tmp_path / "own.parquet", "o")
+    assert (answers(read), read.reading.kind) == (["zinc", "iron", "iron"], "label")  # 1 is called C, 2 is called B
+    assert "row 0: 'C' → 'zinc'" in read.notes[0]
+    pq.write_table(pa.Table.from_pylist([{**row, "key": row["key"] + 2} for row in rows]), tmp_path / "plain.parquet")
+    assert answers(read_file(tmp_path / "plain.parquet", "o", answer_is="number_from_1")) == ["zinc", "tin", "tin"]
+    folder = tmp_path / "both"
+    folder.mkdir()
+    for number, names in enumerate(("DCBA", "ABCD")):
+        features["key"] = datasets.ClassLabel(names=list(names))
+        of_file = datasets.Dataset.from_list(rows, features=features)
+        of_file.to_parquet(folder / f"train-0000{number}-of-00002.parquet")
+    with pytest.raises(UserError, match=r"names differ: train-00000-of-00002\.parquet D, C, B, A; train-00001"):
+        read_file(folder, "o")
+
+
 def test_a_saved_reading_is_taken_for_its_columns_and_a_flag_goes_before_it(tmp_path: Path) -> None:
     rows = [{"o": METALS, "key": 1}, {"o": METALS, "key": 2}]
     assert "can be read in 2 ways" in refusal(tmp_path, rows)
@@ -311,10 +349,77 @@ def test_a_saved_reading_is_taken_for_its_columns_and_a_flag_goes_before_it(tmp_
     assert answers(read_rows(tmp_path, rows, saved=saved)) == ["copper", "iron"]
     assert answers(read_rows(tmp_path, rows, saved=saved, answer_is="number")) == ["iron", "zinc"]
     assert "can be read in 2 ways" in refusal(tmp_path, rows, saved=Reading("number", ("o",), "other"))
-    assert "read as the numbers of choices from 1" in refusal(tmp_path, [*rows, {"o": METALS, "key": 0}], saved=saved)
+    bad = [*rows, {"o": METALS, "key": 0}, {"o": METALS, "key": 4}]
+    assert "read as the numbers of choices from 1" in refusal(tmp_path, bad, saved=saved)
     (tmp_path / "answer_reading.json").write_text('{"answer_is": "guess", "choices_column": [], "answer_column": ""}')
     with pytest.raises(UserError, match="'guess' is not one of text, label"):
         Reading.load(tmp_path)
+
+
+@pytest.mark.parametrize("limit", [None, 1, 2])
+def test_a_saved_reading_is_not_taken_for_data_that_only_another_one_fits(limit: int | None, tmp_path: Path) -> None:
+    """Other data may have the same columns: what its last row shows, holds for the first."""
+    saved = Reading("number", ("o",), "key")
+    rows = [{"o": METALS, "key": key} for key in (1, 2, 4)]
+    told = refusal(tmp_path, rows, saved=saved, limit=limit)
+    assert "trained with answers that are the numbers of choices from 0 (answer_reading.json)" in told
+    assert "own.jsonl, row 2, 4 is none; here all are the numbers of choices from 1: say so with --answer_is" in told
+    assert answers(read_rows(tmp_path, rows, saved=saved, answer_is="number_from_1", limit=2)) == ["copper", "iron"]
+    letters = [{"o": METALS, "key": key} for key in "ab"]
+    assert "here all are the labels of choices" in refusal(tmp_path, letters, saved=saved, limit=limit)
+
+
+HIDDEN_SHUFFLES: list[tuple[list[dict[str, Any]], list[Any], tuple[str, ...]]] = [
+    ([{"o": ["B. tin", "A. neon"]}] * 2, ["A", "B"], ("label",)),
+    ([{"o": ["(2) tin", "(1) neon", "(3) salt"]}] * 3, [1, 2, 3], ("number_from_1",)),
+    ([{"o": {"B": "tin", "A": "neon"}}] * 2, [0, 1], ("number",)),
+    ([{"o": {"label": ["2", "1", "3"], "text": ["tin", "neon", "salt"]}}] * 3, [0, 1, 2], ("number",)),
+]
+
+
+@pytest.mark.parametrize(("choices", "keys", "said"), HIDDEN_SHUFFLES)
+def test_choices_that_bear_marks_in_another_order_are_no_places_unless_that_is_said(
+    choices: list[dict[str, Any]], keys: list[Any], said: tuple[str, ...], tmp_path: Path
+) -> None:
+    rows = [{**row, "key": key} for row, key in zip(choices, keys, strict=True)]
+    refusal(tmp_path, rows)
+    for kind in said:
+        assert len(answers(read_rows(tmp_path, rows, answer_is=kind))) == len(rows)
+
+
+def test_choices_that_bear_their_places_marks_or_others_are_read(tmp_path: Path) -> None:
+    for choices in (["A. tin", "B. neon"], ["E. coli", "B. subtilis"], ["tin", "A. neon"], ["(1) tin", "(2) neon"]):
+        rows = [{"o": choices, "key": key} for key in "AB"]
+        assert answers(read_rows(tmp_path, rows)) == choices
+    rows = [{"o": {"B": "tin", "A": "neon"}, "key": key} for key in "AB"]
+    assert answers(read_rows(tmp_path, rows)) == ["neon", "tin"]
+
+
+def test_one_and_nought_beside_yes_and_no_may_be_numbers_or_words(tmp_path: Path) -> None:
+    rows = [{"o": ["no", "yes"], "key": key} for key in (0, 1)]
+    assert answers(read_rows(tmp_path, rows)) == ["no", "yes"]
+    rows = [{"o": ["yes", "no"], "key": key} for key in ("0", "1")]
+    assert "'0' means 'no' with --answer_is text, or 'yes' with --answer_is number" in refusal(tmp_path, rows)
+    assert answers(read_rows(tmp_path, rows, answer_is="number")) == ["yes", "no"]
+    assert answers(read_rows(tmp_path, rows, answer_is="text")) == ["no", "yes"]
+
+
+REFUSED = [  # never guessed: Cyrillic letters, Roman and Chinese numerals, decimals, hexadecimals, words, ranges
+    "АВ", ["I", "II"], ["一", "二"], ["第1个"], ["1e0"], ["1,0"], ["0x1"], [1.5], ["nan", "a"], ["None", "a"],
+    [float("inf")], [-2, 0], ["a", "1"], ["A?"], ["A/B", "C"], ["A|B"], ["A;B"], ["0,1"], ["E"], [5], ["1-2"], ["1:2"],
+    [{"text": "iron"}], [[1, 0, 0, 0]], ["A) iron"], ["B copper"], ["2. copper"], ["none"], ["*"], ["()"], ["answer"],
+    [True], ["ｉｒｏｎ"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spelled", REFUSED)
+def test_what_may_mean_something_else_is_refused(spelled: Any, tmp_path: Path) -> None:
+    assert "own.jsonl, row " in refusal(tmp_path, [{"o": METALS, "key": one} for one in spelled])
+
+
+def test_a_decimal_is_no_number_with_a_text_behind_it(tmp_path: Path) -> None:
+    for key in ("0.5", "0:5", "0-5", "0,5"):
+        assert "is none of the choices" in refusal(tmp_path, [{"o": ["5", "7"], "key": key}])
 
 
 def test_bad_rows_are_skipped_when_that_is_asked_for_counted_and_told(tmp_path: Path) -> None:
