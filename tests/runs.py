@@ -63,7 +63,7 @@ def warm_folder(**read_at_import: str) -> Path:
 def warm_python(**read_at_import: str) -> str:
     """What runs scripts and modules of the project as Python does, without importing the libraries again."""
     folder = warm_folder(**read_at_import)
-    wait_until((folder / "socket").exists, seconds=120)
+    wait_until((folder / "socket").exists, seconds=600)  # beside much other work
     return str(folder / "python")
 
 
