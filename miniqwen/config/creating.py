@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from miniqwen.config.data import QA_DATASETS, DataFlags
-from miniqwen.config.flags import flag
+from miniqwen.config.flags import flag, no_flag
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,12 @@ class CreateConfig(DataFlags):
         group="data",
         path=True,
     )
+    question_column: str | None = no_flag(None)  # what is only for questions
+    choices_column: str | None = no_flag(None)
+    answer_column: str | None = no_flag(None)
+    answer_is: str | None = no_flag(None)
+    support_column: str | None = no_flag(None)
+    id_column: str | None = no_flag(None)
     output_dir: str | None = flag(None, "folder for the new model", group="output", path=True, required=True)
     overwrite_output_dir: bool = flag(False, "replace a model that is already there", group="output")
     hints: bool = flag(True, "say which command comes next", group="output")

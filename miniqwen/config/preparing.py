@@ -71,6 +71,14 @@ class PrepareConfig(Flags):
         for name in self.datasets:
             if name not in KNOWN:
                 found += unknown_dataset(name)
+        alone = ("dataset_config_name", "text_column", "sample_by")
+        found += [
+            f"--{name} belongs to --dataset_name, which is not given"
+            for name in alone
+            if not self.dataset_name and getattr(self, name) != type(self).__dataclass_fields__[name].default
+        ]
+        if self.wikipedia_version and "wikipedia" not in self.datasets:
+            found.append(f"--wikipedia_version {self.wikipedia_version}: Wikipedia is not among what is prepared")
         if bool(self.tokenize) != bool(self.model_path):
             found.append("--tokenize DIR and --model_path M belong together: the model's tokenizer makes the tokens")
         if self.tokenize:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -377,3 +378,23 @@ def test_the_help_of_an_evaluation_lists_no_flag_of_text_and_they_are_refused(
         assert flag not in shown
     with pytest.raises(UserError, match="--text_column: no such flag"):
         parse(EvalConfig, ["--text_column", "text"], program="", description="")
+
+
+def test_flags_of_a_data_set_of_ones_own_are_refused_without_it_in_preparing() -> None:
+    given = "--sciq --dataset_config_name x --sample_by document --wikipedia_version 20231101.zh"
+    with pytest.raises(UserError) as wrong:
+        parse(PrepareConfig, given.split(), program="", description="")
+    assert list(wrong.value.problems) == [
+        "--dataset_config_name belongs to --dataset_name, which is not given",
+        "--sample_by belongs to --dataset_name, which is not given",
+        "--wikipedia_version 20231101.zh: Wikipedia is not among what is prepared",
+    ]
+    parse(PrepareConfig, ["--all", "--wikipedia_version", "20231101.zh"], program="", description="")
+
+
+def test_making_a_model_asks_for_nothing_about_questions() -> None:
+    fields = {field.name for field in dataclasses.fields(CreateConfig) if field.init}
+    assert "text_column" in fields
+    assert not fields & {
+        "question_column", "choices_column", "answer_column", "answer_is", "support_column", "id_column"
+    }  # fmt: skip
