@@ -177,10 +177,12 @@ def rounds_of(
     """Each round every program once, the first one last the next time."""
     for number in range(rounds):
         turn = [*programs[number % len(programs) :], *programs[: number % len(programs)]]
-        found = {program: measured(program, task, shape, work, mirror, threads) for program in turn}
-        said = ", ".join(f"{name} {found[name].rate:,.1f}" for name in programs)
-        print(f"  round {number + 1}: {UNITS[task]} a CPU second: {said}", flush=True)
-        yield found
+        found = {}
+        for name in turn:
+            found[name] = one = measured(name, task, shape, work, mirror, threads)
+            said = f"{one.rate:,.2f} {UNITS[task]} a CPU second, start-up {one.start:.1f} CPU s, {one.memory:,.0f} MiB"
+            print(f"  round {number + 1}: {name}: {said}", flush=True)
+        yield {name: found[name] for name in programs}
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
@@ -194,7 +196,10 @@ def table(task: str, rounds: Sequence[Mapping[str, Found]]) -> list[str]:
     for name in rounds[0]:
         own, rival = [found["ours"] for found in rounds], [found[name] for found in rounds]
         cells = [
-            spread([getattr(one, field) for one in rival], 1 if field == "rate" else 0)
+            spread(
+                [getattr(one, field) for one in rival],
+                1 if field == "rate" and max(one.rate for one in rival) > 20 else 2 if field == "rate" else 0,
+            )
             for field in ("rate", "start", "memory", "cpu")
         ]
         for field in ("rate", "start", "memory") if name != "ours" else ():
@@ -237,11 +242,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 work = Path(folder)
                 mirror = prepared(work, task, shape, given)
                 programs = [name for name in PROGRAMS[task] if name in wanted]
-                found = list(rounds_of(programs, task, shape, work, mirror, given.rounds, given.threads))
+                found: list[dict[str, Found]] = []
+                for of_round in rounds_of(programs, task, shape, work, mirror, given.rounds, given.threads):
+                    found.append(of_round)
+                    everything[f"{task} {vocabulary}"] = [{n: vars(one) for n, one in of.items()} for of in found]
+                    if given.json:  # a round may take long, and the next one may not be waited for
+                        given.json.write_text(json.dumps(everything, indent=1))
             print("\n".join(table(task, found)), flush=True)
-            everything[f"{task} {vocabulary}"] = [{n: vars(one) for n, one in of.items()} for of in found]
-    if given.json:
-        given.json.write_text(json.dumps(everything, indent=1))
     return 0
 
 
