@@ -128,10 +128,9 @@ class Flops:
             rows, length = batch.input_ids.shape
             lengths = np.full(rows, length)
             if batch.cu_seqlens is not None:
-                lengths = np.diff(batch.cu_seqlens.numpy().astype(np.int64))
+                lengths = np.diff(np.asarray(batch.cu_seqlens).astype(np.int64))
             pairs = int((lengths * (lengths + 1) // 2).sum())
-            logits = batch.num_targets if batch.drop_ignored else tokens
-            total += 3 * (self.per_token * tokens + self.per_logits * logits + self.per_pair * pairs)
+            total += 3 * (self.per_token * tokens + self.per_logits * batch.num_logits + self.per_pair * pairs)
         return total
 
 

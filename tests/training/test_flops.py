@@ -56,7 +56,7 @@ def test_rows_without_a_target_cost_no_logits_where_they_are_left_out() -> None:
     flops = Flops(per_token=0, per_logits=1, per_pair=0)
     batch = example_batch([Example((1, 2, 3, 4, 5), 3), Example((1, 2, 3), 1)])
     assert flops.training([batch]) == 3 * (2 + 2)
-    assert flops.training([dataclasses.replace(batch, drop_ignored=False)]) == 3 * 8
+    assert flops.training([MicroBatch(batch.input_ids, batch.targets)]) == 3 * 8
 
 
 @pytest.mark.parametrize(
