@@ -127,6 +127,18 @@ def test_a_trace_has_the_named_regions_of_the_updates_that_were_asked_for(two_li
     assert {"aten::mm", "aten::embedding"} <= {event["name"] for event in within}
 
 
+def test_of_two_processes_each_has_a_trace_and_half_of_the_speed(model: Path, mirror: Path, tmp_path: Path) -> None:
+    flags = ["--model_path", model, "--data_root", mirror, "--output_dir", tmp_path / "out", *TINY]
+    done = run_script("train_loop.py", *flags, "--max_steps", "4", "--profile", "1", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert {file.name for file in (tmp_path / "out/profile").iterdir()} == {
+        f"updates-3-3-rank-{rank}.pt.trace.json.gz" for rank in (0, 1)
+    }
+    for line in lines(tmp_path / "out"):
+        assert line["tokens_per_second_per_device"] == pytest.approx(line["tokens_per_second"] / 2)
+        assert line["max_memory_rss_gib"] > 0.05
+
+
 def test_without_the_flag_no_profiler_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     def touched(*_: Any, **__: Any) -> None:
         raise AssertionError
