@@ -19,6 +19,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -64,8 +65,7 @@ class Setup:
     def size(self, name: str) -> Any:
         from miniqwen.model.sizes import SIZES, Size
 
-        small = {"base": Size(64, 2, 4, 2, 16, 128, 2048, 1024), "large": Size(64, 3, 4, 2, 16, 128, 4096, 1024)}
-        return small[name] if self.small else SIZES[name]
+        return Size(64, 2, 4, 2, 16, 128, 2_048, 1_024) if self.small else SIZES[name]
 
     def model(self, name: str) -> Path:
         """The folder of a fresh model of that size, made when it is first asked for."""
@@ -266,7 +266,7 @@ def resume(setup: Setup) -> Iterator[Line]:
     how = ["--deterministic"] if has_flag else []
     for precision in ([],) if setup.small else ([], ["--bf16"]):
         name = f"resume{''.join(precision)}"
-        flags = [*setup.text_flags("base", 1024, 2, 4), "--document_masking", "True", *how, *precision]
+        flags = [*setup.text_flags("small", 1024, 2, 4), "--document_masking", "True", *how, *precision]
         flags += ["--lr_scheduler_type", "constant"]  # a schedule depends on how long the run is to be
         setup.train(f"{name}-whole", *flags)
         setup.train(f"{name}-parts", *flags, "--max_steps", 2)
@@ -412,8 +412,8 @@ def fp16_scale(setup: Setup) -> Iterator[Line]:
 
 
 def backends(setup: Setup) -> Iterator[Line]:
-    """FSDP2 and ZeRO at one process give one process' losses and norms."""
-    flags = setup.text_flags("base", 64 if setup.small else 1024, 2, 3)
+    """FSDP2 and ZeRO at world size 1 give one process' losses and norms."""
+    flags = setup.text_flags("small", 64 if setup.small else 1024, 2, 3)
     expected = setup.train("one-process", *flags)
     ways = {"FSDP2": ["--fsdp", "full_shard"]}
     ways |= {f"ZeRO-{stage}": ["--deepspeed", f"ds_configs/zero{stage}.json"] for stage in (1, 2, 3)}
@@ -451,19 +451,24 @@ CHECKS: dict[str, Callable[[Setup], Iterator[Line]]] = {
 
 
 def missing_wheels() -> list[str]:
-    """Requirements of the project, and of the tests marked `gpu`, that this Python does not meet by name."""
+    """Requirements of the project, and of the tests marked `gpu`, that this Python does not meet."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *(r for r in project["optional-dependencies"]["dev"] if r.startswith("pytest"))]
-    if "ninja" not in " ".join(wanted):
-        wanted.append("ninja")  # DeepSpeed compiles with it
+    tests = [one for one in project["optional-dependencies"]["dev"] if one.startswith(("pytest", "setuptools"))]
     missing = []
-    for requirement in wanted:
-        name = re.split(r"[<>=!;\s\[]", requirement, maxsplit=1)[0]
+    for requirement in [*project["dependencies"], *tests, "ninja"]:  # DeepSpeed compiles with it
+        name, _, rest = requirement.partition(";")[0].partition(">=")
         try:
-            importlib.metadata.version(name)
+            here = importlib.metadata.version(name.strip())
         except importlib.metadata.PackageNotFoundError:
+            here = ""
+        if not here or _numbers(here) < _numbers(rest):
             missing.append(requirement.partition(";")[0].strip())
     return missing
+
+
+def _numbers(version: str) -> list[int]:
+    """2.13.0+cu130 as [2, 13, 0]; what is no number ends it."""
+    return [int(part) for part in re.match(r"[\d.]*", version)[0].strip(".").split(".") if part]  # type: ignore[index]
 
 
 def run_checks(setup: Setup, names: Sequence[str], minutes: float) -> Iterator[dict[str, Any]]:
@@ -506,6 +511,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument("--python", default=sys.executable, help="what runs train_loop.py")
     flags.add_argument("--wheels", action="store_true", help="only list the packages that are missing")
     given = flags.parse_args(arguments)
+    if not shutil.which("g++"):
+        print("no g++ here: torch.compile and DeepSpeed compile with it")
     if missing := missing_wheels():
         print(f"missing here: {' '.join(missing)}\nwhere there is a network: {BUILT} {' '.join(map(repr, missing))}")
         print("and here: python -m pip install --no-index --find-links wheels " + " ".join(map(repr, missing)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 
 import pytest
-from runs import run_script, warm_python
+from runs import ROOT, run_script, warm_python
 
 SCRIPT = "benchmarks/gpu_acceptance.py"
 IN_PROCESS = "card kernels against_cpu isolation head_gradient fp16 waits tests".split()
@@ -57,3 +58,19 @@ def test_without_a_gpu_the_script_says_so_and_what_is_missing_is_listed(tmp_path
     assert "no GPU is visible; --device cpu" in done.stderr
     done = run_script(SCRIPT, "--wheels")
     assert (done.returncode, done.stdout.strip()) == (0, "nothing is missing")
+
+
+def test_a_package_that_is_missing_or_too_old_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import gpu_acceptance
+
+    assert gpu_acceptance.missing_wheels() == []
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "deepspeed":
+            raise importlib.metadata.PackageNotFoundError
+        return {"torch": "2.9.1+cu128", "numpy": "2.10.0"}.get(name) or real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert [requirement.partition(">")[0] for requirement in gpu_acceptance.missing_wheels()] == ["torch", "deepspeed"]
