@@ -58,7 +58,7 @@ def train(run: Run) -> tuple[Progress, bool]:
     At each boundary between updates: save, evaluate, then make the next update.
     """
     config, task, steps, progress = run.config, run.task, run.steps, run.begins
-    model, optimizer, runtime = run.model, run.optimizer, run.runtime
+    model, optimizer, runtime, gauges = run.model, run.optimizer, run.runtime, run.gauges
     schedule = make_schedule(config, steps.total, steps.warmup)
     updates = task.updates(progress.cursor)
     window = Window(runtime, progress)
@@ -84,24 +84,27 @@ def train(run: Run) -> tuple[Progress, bool]:
         if last:
             return progress, False
 
-        began = perf_counter()
-        arrived = next_update(updates, run.stop, runtime)
+        gauges.update_begins(step + 1)
+        with gauges.part("data"):
+            arrived = next_update(updates, run.stop, runtime)
         if arrived is None:  # a rank was asked to stop
             if progress is not saved:
                 run.save(progress, window)
             return progress, True
         update, (num_targets, num_bytes, num_tokens) = arrived
-        waited = perf_counter() - began
         learning_rate = config.learning_rate * schedule(step)
         set_learning_rate(optimizer, learning_rate)  # before backward: some backends step inside it
         runtime.seed_update(step)
         losses = []
         for number, micro_batch in enumerate(update.micro_batches, 1):
             with runtime.accumulating(model, sync=number == len(update.micro_batches)):
-                loss_sum = model(**vars(micro_batch.to(runtime.device)))
-                runtime.backward(loss_sum, num_targets)
+                with gauges.part("forward"):
+                    loss_sum = model(**vars(micro_batch.to(runtime.device)))
+                with gauges.part("backward"):
+                    runtime.backward(loss_sum, num_targets)
             losses.append(loss_sum.detach())
-        grad_norm = runtime.step(model, optimizer, config.max_grad_norm)
+        with gauges.part("optimizer"):
+            grad_norm = runtime.step(model, optimizer, config.max_grad_norm)
 
         skipped = bad_updates.caught(progress, update, losses, grad_norm)  # on every rank alike
         if not skipped:
@@ -109,11 +112,12 @@ def train(run: Run) -> tuple[Progress, bool]:
         progress = replace(
             progress.with_update(skipped), tokens=progress.tokens + num_tokens, epoch=update.epoch, cursor=update.cursor
         )
-        window.add_update(num_tokens, waited, perf_counter() - began)
+        gauges.update_ended(update, num_tokens, skipped)
         runtime.lower_timeouts()  # what takes long, it took in the first update
         run.tracker.advance(window)
         if progress.step % config.logging_steps == 0 or progress.step in (1, steps.total):
-            metrics = window.metrics(runtime, learning_rate, grad_norm, steps.total - progress.step)
+            metrics = window.metrics(runtime, learning_rate, grad_norm)
+            metrics |= gauges.metrics(steps.total - progress.step)  # behind the loss, which was waited for
             counts: dict[str, float] = {"tokens": progress.tokens, "skipped_updates": progress.skipped_updates}
             read = read_so_far(runtime.gather(lanes_together(progress.cursor)))
             counts |= {**steps.epoch(progress), **source_metrics(read, task.source_bytes)}
@@ -125,7 +129,8 @@ def evaluated(run: Run, progress: Progress) -> Progress:
     """`progress` after an evaluation at its step, which the tracker is told of; unchanged when a stop request came."""
     began = perf_counter()
     try:
-        result, samples, written = evaluate(run)
+        with run.gauges.part("evaluation"):
+            result, samples, written = evaluate(run)
     except GivenUp:
         return progress
     run.tracker.evaluation(progress.step, {**result, "eval_seconds": perf_counter() - began}, samples)

@@ -60,8 +60,14 @@ SCREENS = {
     "--save_steps 0 --bf16 maybe --warmup_ratio 2 --lr_scheduler_type cosin --max_time soon --packing",
 }  # fmt: skip
 # What no two runs have alike: names in lines of metrics, and what stands in printed lines and in records.
-CLOCKS = ("tokens_per_second", "data_wait", "seconds_left", "eval_seconds", "elapsed", "time")
-PRINTED_CLOCKS = re.compile(r"[\d,.]+ tokens/s|\d+:\d\d:\d\d left|eval_seconds [\d.]+|\d+\.\d+ s\b")
+CLOCKS = (
+    "tokens_per_second", "tokens_per_second_per_device", "data_wait", "seconds_left", "eval_seconds", "elapsed", "time",
+    "time_data", "time_forward_backward", "time_optimizer", "time_save", "time_evaluation", "productive_seconds",
+    "goodput", "max_memory_rss_gib",
+)  # fmt: skip
+PRINTED_CLOCKS = re.compile(
+    r"[\d,.]+ tokens/s|\d+:\d\d:\d\d left|eval_seconds [\d.]+|\d+\.\d+ s\b|time since the start: .*"
+)
 LAUNCHERS_OWN = re.compile(r"[WE]\d{4} ")  # its warnings begin with the date
 RECORDED = ("lives", "git_commit", "versions")
 

@@ -34,22 +34,28 @@ PASSES = 5  # over the text, of ours: training goes on, so its start and its end
 KEEPS, BEATS = 0.95, 1.4
 
 
-def write_text(folder: Path, megabytes: float) -> list[Path]:
-    """Four parquet files of articles: words drawn as often as words are (Zipf), in sentences and paragraphs."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    drawn = random.Random(0)
+def words_drawn(seed: int) -> Callable[[int], str]:
+    """What gives some words in a row, drawn as often as words are (Zipf)."""
+    drawn = random.Random(seed)
     syllables = [
         a + b + c for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "ea") for c in ("", "n", "r", "st")
     ]
     words = ["".join(drawn.choices(syllables, k=drawn.choice((1, 1, 2, 2, 3)))) for _ in range(30_000)]
     weights = list(itertools.accumulate(1 / rank for rank in range(1, len(words) + 1)))
+    return lambda number: " ".join(drawn.choices(words, cum_weights=weights, k=number))
+
+
+def write_text(folder: Path, megabytes: float) -> list[Path]:
+    """Four parquet files of articles: words in sentences and paragraphs."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    drawn, say = random.Random(0), words_drawn(0)
     texts, written = [], 0
     while written < megabytes * 1e6:
         sentences = []
         for _ in range(int(drawn.lognormvariate(2.5, 1.2)) + 1):
-            said = " ".join(drawn.choices(words, cum_weights=weights, k=drawn.randint(4, 30)))
+            said = say(drawn.randint(4, 30))
             sentences.append(f"{said.capitalize()}{drawn.choice(('.', '.', '.', ', 1987.', '?'))}")
         texts.append(" ".join(sentences).replace(". ", ".\n\n", 1))
         written += len(texts[-1])

@@ -26,7 +26,8 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"questions": "texts choices spellings readings rows splits templates examples protocols"},
     {
         "training": "prefetching batches samples task text_task question_task preview optimizers preemption "
-                    "bad_updates resuming lives history output_folder auditing tracking ending opening",
+                    "bad_updates resuming lives history output_folder auditing tracking flops tracing gauges ending "
+                    "opening",
         "eval": "causal_models choice_rows scoring metrics phrases mentions extraction generation dialogue answers "
                 "comparison result_files",
     },

@@ -15,14 +15,15 @@ from miniqwen.lock import LOCK_FILE
 
 TRACKERS = ("tensorboard", "wandb")
 SAMPLES_FILE = "samples.jsonl"  # what the model wrote at evaluations
+PROFILE_FOLDER = "profile"  # traces of updates
 PREVIEW_FILE = "preview.jsonl"  # what the first updates will be made of
 STOP_FILE = "STOP"  # touched in --output_dir, it ends the run
 # by themselves: W&B writes there before a run has begun, and a run that was killed then leaves its lock
 WORTHLESS = (STOP_FILE, "wandb", LOCK_FILE, PREVIEW_FILE)
 # What a run leaves in its folder: all that --overwrite_output_dir deletes there.
 LEFT_BY_A_RUN = (
-    STOP_FILE, PREVIEW_FILE, "bad_updates.json", "config.yaml", "metrics.jsonl", SAMPLES_FILE, "trainer_state.json",
-    "runs", "wandb", "report.html", "checkpoint-*", "aside-checkpoint-*", ".*.tmp", *MODEL_FILES,
+    STOP_FILE, PREVIEW_FILE, PROFILE_FOLDER, "bad_updates.json", "config.yaml", "metrics.jsonl", SAMPLES_FILE,
+    "trainer_state.json", "runs", "wandb", "report.html", "checkpoint-*", "aside-checkpoint-*", ".*.tmp", *MODEL_FILES,
 )  # fmt: skip
 
 
@@ -41,6 +42,9 @@ class OutputFlags(TaskFlags):
     preview: int | None = flag(
         None, "show the first N updates as the model will get them, write them to preview.jsonl in --output_dir, and "
         "stop before a model is loaded", group="output", least=1)  # fmt: skip
+    profile: int | None = flag(
+        None, "trace N updates behind the first two, and write what Perfetto (ui.perfetto.dev) opens to profile/ in "
+        "--output_dir", group="output", least=1)  # fmt: skip
     hints: bool = flag(True, "say at the end which command comes next", group="output")
 
     logging_steps: int = flag(10, "updates between two lines of metrics", group="output", least=1)

@@ -50,6 +50,11 @@ class MicroBatch:
     def num_targets(self) -> int:
         return int((self.targets != IGNORED).sum())
 
+    @property
+    def num_logits(self) -> int:
+        """Rows that meet the output matrix."""
+        return self.num_targets if self.drop_ignored else self.targets.numel()
+
     def num_bytes(self, token_bytes: np.ndarray | None) -> int:
         """Bytes of text in the targets, by a table of bytes per token; 0 without one."""
         targets = self.targets.numpy()

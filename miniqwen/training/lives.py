@@ -25,7 +25,7 @@ from miniqwen.config.training import TrainConfig
 
 VERSIONS = ("miniqwen", "torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "numpy")
 # these say how a start is made, not what the run does
-OF_A_START = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "hints", "local_rank")
+OF_A_START = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "hints", "profile", "local_rank")
 
 
 def lives_until_now(

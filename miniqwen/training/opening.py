@@ -28,6 +28,7 @@ from miniqwen.model.modeling_miniqwen import compile_layers, count_parameters, l
 from miniqwen.model.tokenization_miniqwen import load_tokenizer
 from miniqwen.training.batches import Plan
 from miniqwen.training.ending import closing_summary
+from miniqwen.training.gauges import Card, Gauges, first_began
 from miniqwen.training.lives import lives_until_now, versions
 from miniqwen.training.optimizers import make_optimizer
 from miniqwen.training.output_folder import OutputFolder, open_output_dir
@@ -55,6 +56,7 @@ class Run:
     stop: StopRequest
     tracker: Tracker
     output: OutputFolder | None
+    gauges: Gauges
 
     def save(self, progress: Progress, window: Window) -> None:
         """A checkpoint of this moment: every rank takes part, rank 0 writes."""
@@ -63,7 +65,7 @@ class Run:
         scale = self.runtime.loss_scale(self.model)
         whole = replace(progress, cursor=cursor, loss_scale=scale, **window.pending(self.runtime))
         tensors = gathered(self.model, self.optimizer)  # one at a time, from all ranks
-        with self.runtime.together(tensors):
+        with self.gauges.part("save"), self.runtime.together(tensors):
             if self.output:
                 self.tracker.sync()
                 self.output.save(whole, tensors, self.tracker.wandb_run_id)
@@ -90,6 +92,9 @@ class Run:
         if self.output:
             self.output.set_status(status, progress, self.tracker.wandb_run_id, reason)
         self.tracker.close()
+        where = self.gauges.close()
+        if self.config.trains:
+            self.runtime.print(where)
         if status == "finished" and self.config.trains:
             for line in closing_summary(self.config, progress, self.steps, self.tracker.elapsed):
                 self.runtime.print(line)
@@ -162,10 +167,12 @@ def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: Fold
     lives = lives_until_now(config, checkpoint, runs_on, runtime.hosts) if runtime.is_main else [{}]
     if changed := lives[-1].get("changed"):
         runtime.print(f"changed: {', '.join(f'{name} {was} → {now}' for name, (was, now) in changed.items())}")
-    for line in (*task.notes, *lowered, f"{runs_on}; {size}{rows * config.length:,} tokens)"):
+    bare = runtime.unwrap(model)
+    card = Card.of(runtime, bare)
+    mfu = [card.note(runtime.precision)] if card else []
+    for line in (*task.notes, *lowered, f"{runs_on}; {size}{rows * config.length:,} tokens)", *mfu):
         runtime.print(line)
 
-    bare = runtime.unwrap(model)
     positions: int = bare.config.max_position_embeddings  # type: ignore[assignment, union-attr]
     task = replace(task, samples=fitting(task.samples, positions))
     output = None
@@ -176,7 +183,8 @@ def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: Fold
     if output:
         facts = {"data": identity, "validation": task.held_out, "parameters": parameters}
         output.start(progress, tracker.wandb_run_id, {**facts, "lives": lives})
-    return Run(config, task, steps, progress, model, optimizer, runtime, stop, tracker, output)
+    gauges = Gauges(config, runtime, card, tracker.productive, first_began(lives, tracker.elapsed))
+    return Run(config, task, steps, progress, model, optimizer, runtime, stop, tracker, output, gauges)
 
 
 def _spread(

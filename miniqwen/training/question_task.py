@@ -69,7 +69,8 @@ def question_task(
     per_epoch = updates_per_epoch(num_rows, plan)
     bytes_of_tokens = token_bytes(tokenizer)
     validation = [question for one in read.values() for question in one.questions[1]]
-    prompts = [template_prompt(question, template) for question in validation if question.choices and template]
+    asked = validation if config.evaluates else []  # nobody else waits for them to be encoded
+    prompts = [template_prompt(question, template) for question in asked if question.choices and template]
     own = [one.reading for name, one in read.items() if name not in QA_DATASETS]
     return Task(
         updates=lambda cursor: prefetched(

@@ -34,6 +34,7 @@ from miniqwen.training.samples import SamplePrompt
 
 FLUSH = 5.0  # seconds between two writes of W&B's files
 MOST_NATS = 700.0  # of which a float can say the perplexity
+RESERVED = "max_memory_reserved_gib"  # what a line on screen shows of a GPU's memory
 SHOWN_SAMPLES = 16  # questions in the trackers' table of each evaluation
 SAMPLE_COLUMNS = ("id", "question", "choices", "scores", "prediction", "answer", "correct")
 
@@ -114,7 +115,6 @@ class Window:
             carried.pending_bytes,
             carried.pending_targets,
         )
-        self._tokens, self._updates, self._seconds, self._waited = 0, 0, 0.0, 0.0
 
     def add_losses(self, losses: Sequence[torch.Tensor], own_targets: int, num_targets: int, num_bytes: int) -> None:
         """The summed loss of each micro-batch of this rank in one update; its targets here, and over all ranks, and
@@ -123,11 +123,6 @@ class Window:
             self._loss += loss_sum
         self._own_targets += own_targets
         self._targets, self._bytes = self._targets + num_targets, self._bytes + num_bytes
-
-    def add_update(self, num_tokens: int, waited: float, seconds: float) -> None:
-        """The tokens of one update over all ranks, and the seconds it took (`waited` of them for data)."""
-        self._tokens, self._updates = self._tokens + num_tokens, self._updates + 1
-        self._seconds, self._waited = self._seconds + seconds, self._waited + waited
 
     def own_loss(self) -> float:
         """The mean loss of this rank's part; waits for the device."""
@@ -140,15 +135,12 @@ class Window:
             "pending_bytes": self._bytes,
         }  # fmt: skip
 
-    def metrics(self, runtime: Runtime, learning_rate: float, grad_norm: float, updates_left: int) -> dict[str, float]:
-        """One line of metrics: the mean loss over all target tokens of the window, and speed. Every rank calls it."""
+    def metrics(self, runtime: Runtime, learning_rate: float, grad_norm: float) -> dict[str, float]:
+        """One line of metrics: the mean loss over all target tokens of the window. Every rank calls it."""
         return {
             **loss_metrics(runtime.sum_tensor(self._loss).item(), self._targets, self._bytes),
             "learning_rate": learning_rate,
             "grad_norm": grad_norm,
-            "tokens_per_second": self._tokens / self._seconds,
-            "data_wait": self._waited / self._seconds,
-            "seconds_left": updates_left * self._seconds / self._updates,
         }
 
 
@@ -160,10 +152,10 @@ class Tracker:
     ) -> None:
         """Open the outlets, at `step` of `total_steps`, where `resumed` was left, in the same W&B run.
 
-        `failed`: whether one of them was switched off.
+        `failed`: whether one of them was switched off. `productive`: what the lines of earlier starts tell of it.
         """
         self.wandb_run_id = resumed.wandb_run_id if resumed else None
-        self._is_main, self.failed = is_main, False
+        self._is_main, self.failed, self.productive = is_main, False, 0.0
         # passes over each source at the last line; a resumed run does not know those before its first one
         self._passes: dict[str, float] | None = None if step else {}
         if not is_main:
@@ -183,7 +175,8 @@ class Tracker:
         # a bar needs a terminal; a log file gets one line per event instead
         self._bar_shown = 0.0
         # one clock over all starts of a run: it goes on from the lines that a resumed run stands behind
-        self._began = time.time() - _elapsed(told, step)
+        self._began = time.time() - so_far(told, step, "elapsed")
+        self.productive = so_far(told, step, "productive_seconds")
         self._bar = tqdm(
             total=total_steps, initial=step, unit="update", disable=not sys.stderr.isatty(), dynamic_ncols=True
         )
@@ -221,6 +214,8 @@ class Tracker:
             told = (
                 f"loss {_loss(metrics)}", f"lr {_short(metrics['learning_rate'])}",
                 f"grad norm {metrics['grad_norm']:.2f}", f"{metrics['tokens_per_second']:,.0f} tokens/s",
+                *([f"{metrics['mfu']:.1%} MFU"] if "mfu" in metrics else []),
+                *([f"{metrics[RESERVED]:.2f} GiB"] if RESERVED in metrics else []),
                 f"{_clock(metrics['seconds_left'])} left",
             )  # fmt: skip
             self.say(f"update {step}/{self._bar.total}  {'  '.join(told)}", file=sys.stderr)
@@ -336,9 +331,9 @@ def _told(folder: Path, resumed: Checkpoint | None) -> list[dict[str, Any]]:
     return []
 
 
-def _elapsed(told: Sequence[Mapping[str, Any]], step: int) -> float:
-    """Seconds that a run has trained up to `step`, by its lines of metrics; 0 for a new one."""
-    return max((line.get("elapsed", 0.0) for line in told if line["step"] <= step), default=0.0)
+def so_far(told: Sequence[Mapping[str, Any]], step: int, name: str) -> float:
+    """What a count over all starts of a run (`elapsed`, ...) had come to at `step`, by its lines; 0 for a new run."""
+    return max((line.get(name, 0.0) for line in told if line["step"] <= step), default=0.0)
 
 
 def _loss(metrics: Mapping[str, float], prefix: str = "") -> str:

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from miniqwen.training.auditing import audit
 from miniqwen.training.samples import BEGINNINGS, SAMPLE_TOKENS
-from miniqwen.training.tracking import _elapsed
+from miniqwen.training.tracking import so_far
 
 PRETRAIN = (
     "--dataset_name both --block_size 32 --per_device_train_batch_size 2 --gradient_accumulation_steps 2 "
@@ -169,7 +169,7 @@ def test_the_clock_goes_on_over_the_starts_of_a_run(pretrained: tuple[Path, str]
         assert values == sorted(values)
         assert values[-1] > values[0]
     for step, at_least in ((12, written[-1]["elapsed"]), (1, written[0]["elapsed"]), (0, 0.0)):
-        assert _elapsed(lines(output), step) == at_least
+        assert so_far(lines(output), step, "elapsed") == at_least
 
 
 def test_metrics_hold_every_event_and_the_best_evaluation_chose_the_model(pretrained: tuple[Path, str]) -> None:
