@@ -29,7 +29,8 @@ from miniqwen.model.tokenization_miniqwen import load_tokenizer
 from miniqwen.training.batches import Plan
 from miniqwen.training.ending import closing_summary
 from miniqwen.training.lives import lives_until_now, versions
-from miniqwen.training.optimizers import make_optimizer
+from miniqwen.training.memory import set_aside
+from miniqwen.training.optimizers import make_optimizer, record_optimizer
 from miniqwen.training.output_folder import OutputFolder, open_output_dir
 from miniqwen.training.preemption import StopRequest
 from miniqwen.training.preview import show_preview
@@ -176,6 +177,7 @@ def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: Fold
     if output:
         facts = {"data": identity, "validation": task.held_out, "parameters": parameters}
         output.start(progress, tracker.wandb_run_id, {**facts, "lives": lives})
+    set_aside()
     return Run(config, task, steps, progress, model, optimizer, runtime, stop, tracker, output)
 
 
@@ -186,7 +188,9 @@ def _spread(
     state where there is one."""
     model = load_model(source)
     parameters = count_parameters(model)
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config, runtime.device.type)
+    for line in record_optimizer(model.config, config.optim):
+        runtime.print(line)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.torch_compile:
