@@ -51,26 +51,26 @@ def local_parameters(model: torch.nn.Module) -> int:
     return total
 
 
-def each_whole(matrices: Sequence[DTensor], make: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
-    """This rank's rows of `make(matrix)` for each of FSDP2's `matrices`, which are as many as there are ranks, or fewer.
+def each_whole(
+    parts: Sequence[torch.Tensor], matrices: Sequence[Any], make: Callable[[torch.Tensor], torch.Tensor]
+) -> list[torch.Tensor]:
+    """This rank's rows of `make(matrix)` of each matrix of which it has the rows `parts`.
 
-    Every matrix is whole on one rank alone, which does the work for all: its rows travel there and back once, in two
+    They lie on the ranks as FSDP2's parameters `matrices`, which are as many as there are ranks, or fewer. Every matrix is whole on one rank alone, which does the work for all: its rows travel there and back once, in two
     collectives for all of the matrices together. `make` keeps the shape.
     """
-    mesh, dtype = matrices[0].device_mesh, matrices[0].dtype
+    mesh = matrices[0].device_mesh
     group, world, rank = mesh.get_group(), mesh.size(), mesh.get_local_rank()
-    parts = [matrix.to_local() for matrix in matrices]
     sent = [part.numel() for part in parts] + [0] * (world - len(parts))
     mine = matrices[rank] if rank < len(matrices) else None
-    received = [0] * world if mine is None else [
-        mine[0].numel() * max(0, min(-(-len(mine) // world), len(mine) - other * -(-len(mine) // world)))
-        for other in range(world)
-    ]  # fmt: skip
+    rows, columns = (0, 0) if mine is None else mine.shape
+    chunk = -(-rows // world)
+    received = [columns * max(0, min(chunk, rows - other * chunk)) for other in range(world)]
     outgoing = torch.cat([part.flatten() for part in parts]).to(mesh.device_type)
     incoming = outgoing.new_empty(sum(received))
     dist.all_to_all_single(incoming, outgoing, received, sent, group=group)
     if mine is not None:
-        incoming = make(incoming.view(mine.shape)).to(dtype).flatten()
+        incoming = make(incoming.view(rows, columns)).flatten()
     dist.all_to_all_single(outgoing, incoming.contiguous(), sent, received, group=group)
     return [made.view(part.shape).to(part.device) for made, part in zip(outgoing.split(sent), parts, strict=False)]
 
@@ -192,9 +192,8 @@ def _restore_engine(engine: Any, named: Tensors, weights: Tensors, state: Tensor
     count = max(float(state[f"{COUNTER}.{name}"]) for name in keys)
     for values in engine.optimizer.optimizer.state.values():
         if COUNTER in values:  # torch counts in a tensor, DeepSpeed's CPU Adam in an int
-            values[COUNTER] = (
-                torch.full_like(values[COUNTER], count) if torch.is_tensor(values[COUNTER]) else int(count)
-            )
+            counter = values[COUNTER]
+            values[COUNTER] = torch.full_like(counter, count) if torch.is_tensor(counter) else int(count)
 
 
 def _prime(engine: Any) -> None:

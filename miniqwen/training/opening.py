@@ -8,6 +8,7 @@ on every rank before it is spread.
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,6 +112,7 @@ def open_run(config: TrainConfig, stop: StopRequest) -> Iterator[Run | None]:
     try:
         yield _opened(config, stop, runtime, lock)
     finally:
+        gc.unfreeze()
         lock.release()
 
 

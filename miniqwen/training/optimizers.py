@@ -63,11 +63,11 @@ class Muon(torch.optim.Muon):
             assert gradient is not None
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(gradient)
-            moment = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-            direction = gradient.lerp(moment, group["momentum"])
-            wanted.append(direction if gradient.device.type == "cpu" else direction.bfloat16())
-        if isinstance(wanted[0], DTensor):
-            return each_whole(wanted, lambda matrix: orthogonal(matrix, group))
+            moment = local(state["momentum_buffer"]).lerp_(local(gradient), 1 - group["momentum"])
+            direction = local(gradient).lerp(moment, group["momentum"])
+            wanted.append(direction if direction.device.type == "cpu" else direction.bfloat16())
+        if isinstance(parameters[0], DTensor):
+            return each_whole(wanted, parameters, lambda matrix: orthogonal(matrix, group))
         return [orthogonal(matrix, group) for matrix in wanted]
 
 
