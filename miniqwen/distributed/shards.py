@@ -56,8 +56,9 @@ def each_whole(
 ) -> list[torch.Tensor]:
     """This rank's rows of `make(matrix)` of each matrix of which it has the rows `parts`.
 
-    They lie on the ranks as FSDP2's parameters `matrices`, which are as many as there are ranks, or fewer. Every matrix is whole on one rank alone, which does the work for all: its rows travel there and back once, in two
-    collectives for all of the matrices together. `make` keeps the shape.
+    They lie on the ranks as FSDP2's parameters `matrices`, which are as many as there are ranks, or fewer. Every matrix
+    is whole on one rank alone, which does the work for all: its rows travel there and back once, in two collectives
+    for all of the matrices together. `make` keeps the shape.
     """
     mesh = matrices[0].device_mesh
     group, world, rank = mesh.get_group(), mesh.size(), mesh.get_local_rank()
