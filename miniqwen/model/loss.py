@@ -65,6 +65,7 @@ class _SummedLoss(torch.autograd.Function):
                     moved[1].addmm_(slope.T, some)
                 elif moved[1] is not None:
                     moved[1] += _product(slope.T, some)
+                del logits, slope  # before the next ones are made
         ctx.scale = scale
         ctx.save_for_backward(*moved)
         return total
