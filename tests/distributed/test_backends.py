@@ -132,7 +132,7 @@ class Bench:
         folder = self.folder / "large-model"
         if not folder.exists():
             config = MiniQwenConfig.from_pretrained(self.model)
-            config.update({"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 3})
+            config.update({"hidden_size": 256, "intermediate_size": 1024})
             save_model(new_model(config, seed=0), folder)
             load_tokenizer(self.model).save_pretrained(folder)
         plan = (16, 1) if place.world == 1 else CONTINUED

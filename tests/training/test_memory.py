@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
 import pytest
 import torch
+from runs import TINY, run_script, state
 
 from miniqwen.config.training import TrainConfig
 from miniqwen.errors import UserError, user_errors_exit_2
@@ -36,6 +38,40 @@ def test_a_gpu_s_shortage_is_told_by_the_rank_that_has_it(
     with pytest.raises(SystemExit), user_errors_exit_2(), shortage_told(CONFIG, world_size=2):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     assert "out of memory: CUDA out of memory. Tried to allocate 2.00 GiB." in capsys.readouterr().err
+
+
+STARVED = """
+import os, sys
+sys.path.insert(0, os.getcwd())
+import torch, train_loop
+from miniqwen.config.flags import parse
+from miniqwen.config.training import TrainConfig
+from miniqwen.errors import user_errors_exit_2
+from miniqwen.model.modeling_miniqwen import TargetLoss
+from miniqwen.training.preemption import StopRequest
+whole, calls = TargetLoss.forward, []
+def forward(self, *args, **kwargs):
+    calls.append(1)
+    if len(calls) == 4:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    return whole(self, *args, **kwargs)
+TargetLoss.forward = forward
+with user_errors_exit_2():
+    config = parse(TrainConfig, program="train_loop.py", description="")
+    train_loop.main(config, StopRequest(config))
+"""
+
+
+def test_a_run_that_it_happens_to_says_so_where_it_is_looked_for(model: Path, mirror: Path, tmp_path: Path) -> None:
+    script, output = tmp_path / "starved.py", tmp_path / "run"
+    script.write_text(STARVED)
+    flags = [*TINY, "--model_path", model, "--data_root", mirror, "--output_dir", output, "--max_steps", 3]
+    done = run_script(str(script), *flags)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "--per_device_train_batch_size 1 --gradient_accumulation_steps 4" in done.stderr
+    assert state(output)["status"] == "failed"
+    assert "out of memory: CUDA out of memory" in state(output)["reason"]
 
 
 def test_other_errors_pass() -> None:
