@@ -45,6 +45,7 @@ from miniqwen.eval.answers import Answer
 from miniqwen.eval.scoring import score_rounds
 from miniqwen.training.bad_updates import BadUpdates
 from miniqwen.training.ending import ended_early, failures_told, reason_to_stop
+from miniqwen.training.memory import shortage_told
 from miniqwen.training.opening import Run, open_run
 from miniqwen.training.optimizers import make_schedule, set_learning_rate
 from miniqwen.training.preemption import GivenUp, Preempted, next_update, until_stopped
@@ -191,7 +192,8 @@ def main(config: TrainConfig, stop: StopRequest) -> None:
     with open_run(config, stop) as run:
         if run is None:  # it was only to be shown what it is made of (--preview)
             return
-        with failures_told(config, run.runtime, stop, run.tracker, run.output):
+        told = failures_told(config, run.runtime, stop, run.tracker, run.output)
+        with told, shortage_told(config, run.runtime.world_size):
             if config.trains:
                 progress, stopped = train(run)
             else:

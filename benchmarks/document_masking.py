@@ -66,7 +66,7 @@ def seconds(model: MiniQwenForCausalLM, batch: dict[str, torch.Tensor], way: str
             batch["input_ids"], position_ids=batch["position_ids"], use_cache=False,
             attention_mask={"full_attention": dense_mask(starts)},
         ).last_hidden_state  # fmt: skip
-        loss = cross_entropy_sum(hidden, model.lm_head.weight, batch["targets"], drop_ignored=False)
+        loss = cross_entropy_sum(hidden, model.lm_head.weight, batch["targets"])
     elif way == "ours":
         loss = model(**batch, cu_seqlens=cumulative_lengths(starts, BLOCKS * LENGTH))
     else:

@@ -57,7 +57,7 @@ def packed(name: str, given: argparse.Namespace, tokenizer: Any) -> tuple[float,
             rows = [row for row in range(len(batch.input_ids)) if batch.input_ids[row].any()]
             positions += len(rows) * given.max_seq_length  # the last update of an epoch may have empty rows
             assert batch.cu_seqlens is not None
-            flat, ends = batch.input_ids.reshape(-1).numpy(), batch.cu_seqlens.numpy()
+            flat, ends = batch.input_ids.reshape(-1).numpy(), batch.cu_seqlens
             for start, stop in itertools.pairwise(np.unique(ends).tolist()):
                 if flat[start:stop].any():  # the filling behind a row's examples is zeros
                     examples.append(flat[start:stop].tolist())

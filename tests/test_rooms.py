@@ -17,7 +17,7 @@ FLOORS: tuple[dict[str, str], ...] = (
                "preparing creating generating auditing"},
     {
         "model": "tokenization_miniqwen attention loss modeling_miniqwen continuation sizes folder",
-        "distributed": "zero shards peers ranks launches workarounds backends runtime",
+        "distributed": "zero gradients shards peers ranks launches workarounds backends runtime",
         "checkpoints": "tensor_files background checkpoint",
     },
     {"data": "patience hub formats units sources repositories windows held_out documents strands mixture "
@@ -26,7 +26,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"questions": "texts choices spellings readings rows splits templates examples protocols"},
     {
         "training": "prefetching batches samples task text_task question_task preview optimizers preemption "
-                    "bad_updates resuming lives history output_folder auditing tracking flops tracing gauges ending "
+                    "bad_updates resuming lives history memory output_folder auditing tracking flops tracing gauges ending "
                     "opening",
         "eval": "causal_models choice_rows scoring metrics phrases mentions extraction generation dialogue answers "
                 "comparison result_files",

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.utils import set_seed
-from torch.distributed.tensor import DTensor
 from transformers.utils import logging as transformers_logging
 
 from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.backends import DDP, asked_backend, make_accelerator
+from miniqwen.distributed.gradients import clip_gradients, gradient_norm
 from miniqwen.distributed.peers import Peers
 from miniqwen.distributed.ranks import START_UP, Ranks
 from miniqwen.distributed.shards import Tensors, inner, is_engine, local_parameters, restore_masters, restore_optimizer
@@ -39,10 +39,15 @@ class Runtime(Ranks):
         patience = timedelta(seconds=max(START_UP, self._timeout))
         # every worker encodes in its own thread: threads of the tokenizer's own would wait for each other in each batch
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        # blocks of a GPU's memory that can grow: shapes that are new all the time leave no holes in it
+        if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+            os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+        choose_kernels(config.tf32, config.deterministic)
         self.backend = asked_backend(config)
         self._accelerator, precision = make_accelerator(self.backend, config, patience), self.backend.precision
         self._seed, self._compiles = config.seed, config.torch_compile
         self.precision = {"no": "fp32"}.get(precision, precision)
+        self._tf32 = config.tf32
         self.device: torch.device = self._accelerator.device
         super().__init__(self._accelerator.process_index, self._accelerator.num_processes, patience)
         self.peers = Peers(self.rank, self.hosts) if self.world_size > 1 else None
@@ -60,7 +65,10 @@ class Runtime(Ranks):
         held = f"{parameters:,} parameters"
         if self.world_size > 1:
             held = f"{local_parameters(model):,} of {held} on each rank"
-        return f"{place}, {self.device.type}, {self.precision}; {held}"
+        precision = self.precision
+        if self.device.type == "cuda" and precision == "fp32":
+            precision += " with TF32" if self._tf32 else " without TF32 (--tf32 and --bf16 are several times faster)"
+        return f"{place}, {self.device.type}, {precision}; {held}"
 
     def prepare(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[torch.nn.Module, Any]:
         """Move the model to the device and wrap both for the backend."""
@@ -139,9 +147,14 @@ class Runtime(Ranks):
         Where that is not finite, which all ranks find alike, nothing is updated. Reading the norm is the one place
         where the host waits for the device in an update.
         """
-        limit = max_grad_norm if max_grad_norm > 0 else float("inf")
-        measured = torch.as_tensor(self._accelerator.clip_grad_norm_(model.parameters(), limit))
-        norm = float(measured.full_tensor() if isinstance(measured, DTensor) else measured)
+        if is_engine(model):
+            norm = float(self._accelerator.clip_grad_norm_(model.parameters(), max_grad_norm))  # it clips by itself
+        else:
+            self._accelerator.unscale_gradients()
+            measured = gradient_norm(model.parameters())
+            if max_grad_norm > 0:
+                clip_gradients(model.parameters(), measured, max_grad_norm)
+            norm = float(measured)
         # fp16's loss scaler and DeepSpeed skip by themselves, and learn from it
         if math.isfinite(norm) or self.precision == "fp16":
             optimizer.step()
@@ -162,6 +175,15 @@ class Runtime(Ranks):
         if dist.is_initialized():
             self.wait()
             dist.destroy_process_group()
+
+
+def choose_kernels(tf32: bool, deterministic: bool) -> None:
+    """In which precision GPUs multiply fp32, and whether only kernels may run that give the same bits each time."""
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # for debugging only
 
 
 def scale_of(scaler: Any) -> dict[str, float]:

@@ -8,10 +8,11 @@ Source of the DeepSpeed part: its tensor-fragment API (`safe_get_full_fp32_param
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -48,6 +49,31 @@ def local_parameters(model: torch.nn.Module) -> int:
         else:
             total += getattr(parameter, "ds_tensor", parameter).numel()
     return total
+
+
+def each_whole(
+    parts: Sequence[torch.Tensor], matrices: Sequence[Any], make: Callable[[torch.Tensor], torch.Tensor]
+) -> list[torch.Tensor]:
+    """This rank's rows of `make(matrix)` of each matrix of which it has the rows `parts`.
+
+    They lie on the ranks as FSDP2's parameters `matrices`, which are as many as there are ranks, or fewer. Every matrix
+    is whole on one rank alone, which does the work for all: its rows travel there and back once, in two collectives
+    for all of the matrices together. `make` keeps the shape.
+    """
+    mesh = matrices[0].device_mesh
+    group, world, rank = mesh.get_group(), mesh.size(), mesh.get_local_rank()
+    sent = [part.numel() for part in parts] + [0] * (world - len(parts))
+    mine = matrices[rank] if rank < len(matrices) else None
+    rows, columns = (0, 0) if mine is None else mine.shape
+    chunk = -(-rows // world)
+    received = [columns * max(0, min(chunk, rows - other * chunk)) for other in range(world)]
+    outgoing = torch.cat([part.flatten() for part in parts]).to(mesh.device_type)
+    incoming = outgoing.new_empty(sum(received))
+    dist.all_to_all_single(incoming, outgoing, received, sent, group=group)
+    if mine is not None:
+        incoming = make(incoming.view(rows, columns)).flatten()
+    dist.all_to_all_single(outgoing, incoming.contiguous(), sent, received, group=group)
+    return [made.view(part.shape).to(part.device) for made, part in zip(outgoing.split(sent), parts, strict=False)]
 
 
 def gathered(model: Any, optimizer: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -90,7 +116,9 @@ def restore_optimizer(model: Any, optimizer: Any, weights: Tensors, state: Tenso
             if value.ndim and value.shape != parameter.shape:
                 raise UserError(f"the checkpoint's optimizer state of {name} does not fit the model")
         if values:
-            _raw(optimizer).state[parameter] = {key: _spread(value, parameter) for key, value in values.items()}
+            fused = _group_of(optimizer, parameter).get("fused")
+            state_here = {key: _spread(value, parameter, bool(fused)) for key, value in values.items()}
+            _raw(optimizer).state[parameter] = state_here
 
 
 def restore_masters(model: Any, weights: Tensors) -> None:
@@ -104,10 +132,14 @@ def _raw(optimizer: Any) -> Any:
     return getattr(optimizer, "optimizer", optimizer)
 
 
+def _group_of(optimizer: Any, parameter: torch.Tensor) -> Mapping[str, Any]:
+    groups = _raw(optimizer).param_groups
+    return next((group for group in groups if any(parameter is one for one in group["params"])), {})
+
+
 def _check_rules(optimizer: Any, named: Tensors, keys: Mapping[str, list[str]]) -> None:
-    rules = {id(p): group for group in _raw(optimizer).param_groups for p in group["params"]}
     for name, found in keys.items():
-        group = rules.get(id(named[name]), {})
+        group = _group_of(optimizer, named[name])
         muon = group.get("rule") == "muon" and "momentum" in group
         if ("momentum_buffer" if muon else "exp_avg") not in found:
             raise UserError("the checkpoint was made with another --optim; resume with the same one")
@@ -118,10 +150,10 @@ def _whole(value: torch.Tensor) -> torch.Tensor:
     return full.detach().to("cpu", torch.float32).contiguous()
 
 
-def _spread(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """`value` as the backend holds `parameter`; counters (AdamW's `step`) stay on the CPU, where torch wants them."""
+def _spread(value: torch.Tensor, parameter: torch.Tensor, fused: bool) -> torch.Tensor:
+    """`value` as the backend holds `parameter`; torch wants counters (AdamW's `step`) on the CPU, unless `fused`."""
     if not value.ndim:
-        return value
+        return value.to(parameter.device) if fused else value
     if isinstance(parameter, DTensor):
         return distribute_tensor(value.to(parameter.to_local().device), parameter.device_mesh, parameter.placements)
     return value.to(parameter.device)
@@ -161,7 +193,8 @@ def _restore_engine(engine: Any, named: Tensors, weights: Tensors, state: Tensor
     count = max(float(state[f"{COUNTER}.{name}"]) for name in keys)
     for values in engine.optimizer.optimizer.state.values():
         if COUNTER in values:  # torch counts in a tensor, DeepSpeed's CPU Adam in an int
-            values[COUNTER] = torch.tensor(count) if torch.is_tensor(values[COUNTER]) else int(count)
+            counter = values[COUNTER]
+            values[COUNTER] = torch.full_like(counter, count) if torch.is_tensor(counter) else int(count)
 
 
 def _prime(engine: Any) -> None:

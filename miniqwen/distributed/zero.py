@@ -58,8 +58,9 @@ def zero_settings(config: TrainConfig, precision: str, env: Mapping[str, str]) -
     for kind in ("bf16", "fp16"):
         given = settings.get(kind)
         settings[kind] = {**(given if isinstance(given, dict) else {}), "enabled": precision == kind}
-    if precision == "bf16" and settings["zero_optimization"].get("stage") in (2, 3):
+    if precision == "bf16":  # as DDP and FSDP2 do: gradients are summed in fp32, over micro-batches and over ranks
         settings.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
+        settings.setdefault("communication_data_type", "fp32")
     return settings, problems
 
 

@@ -6,17 +6,20 @@ end to end; no [length, length] mask is ever built. Without documents this is th
 Documents that begin alike can share their beginning (`SharedPrefixes`): it is computed once for all that follows it.
 Costs: documents of similar length are gathered into one causal call, padded on the right, which causal attention cannot
 see: two copies of the tokens more than plain causal attention, and less than its work (benchmarks/document_masking.py).
-On a GPU in half precision, torch's variable-length FlashAttention does it without copies and without waiting.
+On a GPU that has FlashAttention (`has_flash`), torch's variable-length form of it does it without copies. Layouts are
+made on the host, so that no device is waited for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -27,6 +30,9 @@ ATTENTION = "document_attention"  # its name in a model's configuration; never w
 SHARED_PREFIX_ATTENTION = "shared_prefix_attention"
 SHORTEST_GROUP, GROUP_GROWTH = 16, 1.5  # longest documents of the groups: 16, 24, 36, 54, ... tokens
 FEWEST_DOCUMENTS = 64  # room in cu_seqlens, so that its size changes with the batch hardly ever
+# cuDNN's, which torch prefers on new GPUs, is planned for each new shape: 23 to 37 ms
+KERNELS_OF_ANY_SHAPE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+PLAIN = torch.nn.Module()  # for the library: a causal layer with as many heads of keys as of queries
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +80,39 @@ class SharedPrefixes(Grouped):
 Documents = VariableLength | Grouped
 
 
-def cumulative_lengths(starts: np.ndarray, total: int) -> torch.Tensor:
+def has_flash(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether FlashAttention-2 takes heads of this `width` there: fused, with fewer heads of keys than of queries.
+
+    It wants half precision and an Ampere GPU (sm80) or a newer one.
+    """
+    if dtype not in (torch.float16, torch.bfloat16) or width > 256 or width % 8:
+        return False
+    return device.type == "meta" or (device.type == "cuda" and _capability(device) >= (8, 0))
+
+
+def repeats_keys(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether a fused kernel there wants as many heads of keys as of queries; without one, [heads, length, length] is
+    built: in fp32, and on GPUs before Ampere."""
+    return device.type == "cuda" and not has_flash(device, dtype, width)
+
+
+@torch.compiler.assume_constant_result
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def to_device(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
+    """A copy there, which the host does not wait for."""
+    tensor = torch.from_numpy(array)
+    return pinned(tensor, torch.device(device)).to(device, non_blocking=True)
+
+
+def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` where a GPU fetches it by itself, if `device` is one."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+def cumulative_lengths(starts: np.ndarray, total: int) -> np.ndarray:
     """`cu_seqlens` int32 of documents that begin at `starts` (ascending, the first at 0) of `total` tokens.
 
     Its size is a power of two: empty documents at the end fill it, so that compiled code meets few sizes.
@@ -82,25 +120,28 @@ def cumulative_lengths(starts: np.ndarray, total: int) -> torch.Tensor:
     size = max(FEWEST_DOCUMENTS, 1 << len(starts).bit_length())
     filled = np.full(size, total, dtype=np.int32)
     filled[: len(starts)] = starts
-    return torch.from_numpy(filled)
+    return filled
 
 
-def lay_out(cu_seqlens: torch.Tensor, rows: int, length: int, dtype: torch.dtype) -> Documents | None:
-    """How attention in `dtype` is to take the documents of a batch [rows, length]; None where each row is one document.
+def lay_out(
+    cu_seqlens: np.ndarray | torch.Tensor, rows: int, length: int, device: torch.device, flash: bool = False
+) -> Documents | None:
+    """How attention on `device` takes the documents of a batch [rows, length]; None where each row is one document.
 
-    The host must know the lengths except for the GPU's kernel: elsewhere this waits for the device.
-    Raises `ValueError` unless the lengths add up to the batch and rows begin with documents of their own.
+    `flash`: see `has_flash`. Lengths that are on a device already are waited for. Raises `ValueError` unless they add
+    up to the batch and rows begin with documents of their own.
     """
-    if cu_seqlens.device.type in ("cuda", "meta") and dtype in (torch.float16, torch.bfloat16):
-        return VariableLength(cu_seqlens, length)
-    ends = cu_seqlens.numpy(force=True).astype(np.int64)
+    given = cu_seqlens.numpy(force=True) if isinstance(cu_seqlens, torch.Tensor) else cu_seqlens
+    ends = given.astype(np.int64)
     lengths = np.diff(ends)
     if ends[0] != 0 or ends[-1] != rows * length or (lengths < 0).any():
         raise ValueError(f"cu_seqlens go from {ends[0]} to {ends[-1]}; the batch has {rows * length} tokens")
     if not np.isin(np.arange(rows) * length, ends).all():
         raise ValueError("a document goes over the end of a row")
+    if flash:
+        return VariableLength(to_device(given, device), length)
     starts, lengths = ends[:-1][lengths > 0], lengths[lengths > 0]
-    return None if len(starts) == rows else _grouped(starts, lengths, cu_seqlens.device)
+    return None if len(starts) == rows else _grouped(starts, lengths, device)
 
 
 def _group_numbers(lengths: np.ndarray) -> np.ndarray:
@@ -127,7 +168,7 @@ class _Groups:
         return tuple(self._made), self._tensor(self._back)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._device)
+        return to_device(array, self._device)
 
 
 def _grouped(starts: np.ndarray, lengths: np.ndarray, device: torch.device) -> Grouped:
@@ -188,9 +229,18 @@ def document_attention(
         return _variable_length(query, key, value, attention_mask, scaling), None
     if isinstance(attention_mask, Grouped):
         return _group_by_group(query, key, value, attention_mask, dropout, scaling), None
-    return sdpa_attention_forward(
-        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-    )  # fmt: skip
+    if attention_mask is None and query.shape[2] > 1 and repeats_keys(query.device, value.dtype, query.shape[-1]):
+        groups = query.shape[1] // key.shape[1]
+        module, key, value = PLAIN, repeat_kv(key, groups), repeat_kv(value, groups)
+    with nullcontext() if torch.is_grad_enabled() else any_shape(query.device):  # blocks to train on are all alike
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )  # fmt: skip
+
+
+def any_shape(device: torch.device) -> AbstractContextManager[None]:
+    """Around attention whose shapes are new all the time."""
+    return sdpa_kernel(KERNELS_OF_ANY_SHAPE) if device.type == "cuda" else nullcontext()
 
 
 def shared_prefix_attention(
@@ -226,10 +276,11 @@ def _group_by_group(
     for group in documents.groups:
         sides = ((rows[0], group.queries), (rows[1], group.keys), (rows[2], group.keys))
         q, k, v = (_side_by_side(x, places, width) for x, places in sides)
-        out = scaled_dot_product_attention(
-            q, repeat_kv(k, repeats), repeat_kv(v, repeats), attn_mask=group.seen, dropout_p=dropout,
-            is_causal=group.seen is None, scale=scaling,
-        )  # fmt: skip
+        with any_shape(query.device):
+            out = scaled_dot_product_attention(
+                q, repeat_kv(k, repeats), repeat_kv(v, repeats), attn_mask=group.seen, dropout_p=dropout,
+                is_causal=group.seen is None, scale=scaling,
+            )  # fmt: skip
         attended.append(out.transpose(1, 2).reshape(group.queries.numel(), heads * width))
     return torch.cat(attended).index_select(0, documents.back).view(batch, length, heads, width)
 

@@ -15,6 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -22,8 +23,11 @@ from transformers import GenerationConfig, PreTrainedModel, Qwen2ForCausalLM, Qw
 
 from miniqwen.errors import UserError
 from miniqwen.files import write_json
-from miniqwen.model.attention import ATTENTION, Documents, SharedPrefixes, lay_out
+from miniqwen.model.attention import ATTENTION, Documents, SharedPrefixes, has_flash, lay_out
 from miniqwen.model.loss import Scored, computes_in, cross_entropy_sum, log_probabilities
+
+# config.json says under `trained_with` by which --optim a model was trained; other people's, by AdamW
+UNTRAINED, ADAMW = "nothing", "adamw"
 
 
 class MiniQwenConfig(Qwen3Config):
@@ -44,8 +48,8 @@ class TargetLoss:
         position_ids: torch.Tensor | None = None,
         *,
         targets: torch.Tensor | None = None,
-        cu_seqlens: torch.Tensor | None = None,
-        drop_ignored: bool = False,
+        cu_seqlens: np.ndarray | None = None,
+        places: torch.Tensor | None = None,
         shared: SharedPrefixes | None = None,
         scored: Scored | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -55,7 +59,7 @@ class TargetLoss:
 
         `targets[b, t]` is the token after `input_ids[b, t]`. `cu_seqlens` [documents + 1] int32 are the cumulative
         lengths of the documents in the rows laid end to end: a token sees earlier tokens of its own document only
-        (None: all earlier tokens of the row). `drop_ignored`: see `cross_entropy_sum`.
+        (None: all earlier tokens of the row). They stay on the host. `places`: see `cross_entropy_sum`.
         With `scored` these log-probabilities [n] are returned instead, of one row [1, length] of texts laid out as
         `shared` says: the output matrix is used here, in the outermost forward pass, because sharded models are whole
         nowhere else.
@@ -76,12 +80,15 @@ class TargetLoss:
             raise ValueError(
                 f"with targets, {', '.join(unused)} would be ignored: give input_ids, position_ids, cu_seqlens"
             )
-        rows, length = targets.shape
-        precision = computes_in(next(self.parameters()))  # type: ignore[attr-defined]
-        documents = None if cu_seqlens is None else lay_out(cu_seqlens, rows, length, precision)
+        documents = None
+        if cu_seqlens is not None:
+            precision = computes_in(next(self.parameters()))  # type: ignore[attr-defined]
+            flash = has_flash(targets.device, precision, self.model.layers[0].self_attn.head_dim)  # type: ignore[attr-defined]
+            rows, length = targets.shape
+            documents = lay_out(cu_seqlens, rows, length, targets.device, flash)
         hidden = self._hidden(input_ids, position_ids, documents)
         # not before: sharded models gather it on the way
-        return cross_entropy_sum(hidden, self.lm_head.weight, targets, drop_ignored=drop_ignored)  # type: ignore[attr-defined]
+        return cross_entropy_sum(hidden, self.lm_head.weight, targets, places)  # type: ignore[attr-defined]
 
     def _hidden(self, input_ids: Any, position_ids: Any, documents: Documents | None) -> torch.Tensor:
         """The last hidden states [batch, length, width]."""
@@ -115,6 +122,7 @@ def new_model(config: MiniQwenConfig, seed: int) -> MiniQwenForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MiniQwenForCausalLM(config)
+    model.config.trained_with = UNTRAINED
     end = config.eos_token_id
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end)  # ended texts of a batch are padded
     return model

@@ -19,7 +19,7 @@ import torch
 from miniqwen.data.documents import permutation
 from miniqwen.data.packing import Block, Cursor, best_fit, deal
 from miniqwen.errors import UserError
-from miniqwen.model.attention import cumulative_lengths
+from miniqwen.model.attention import cumulative_lengths, pinned
 from miniqwen.model.loss import IGNORED
 from miniqwen.questions.examples import Example
 from miniqwen.training.prefetching import rounds_of
@@ -31,15 +31,16 @@ class MicroBatch:
 
     `input_ids`, `targets` [batch, length]: targets are shifted already (`targets[b, t]` follows `input_ids[b, t]`), and
     `IGNORED` where there is none. Where documents are kept apart, `position_ids` [batch, length] count within each, and
-    `cu_seqlens` are their cumulative lengths over the rows laid end to end (see `attention.cumulative_lengths`).
-    `drop_ignored`: most positions have no target, so that it pays to leave them out of the loss.
+    `cu_seqlens` are their cumulative lengths over the rows laid end to end (see `attention.cumulative_lengths`), which
+    stay on the host. `places` [num_targets]: where the targets stand in the flattened batch, if most positions have
+    none, so that it pays to leave them out of the loss.
     """
 
     input_ids: torch.Tensor
     targets: torch.Tensor
     position_ids: torch.Tensor | None = None
-    cu_seqlens: torch.Tensor | None = None
-    drop_ignored: bool = False
+    cu_seqlens: np.ndarray | None = None
+    places: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         for other in (self.targets, self.position_ids):
@@ -61,9 +62,9 @@ class MicroBatch:
         return 0 if token_bytes is None else int(token_bytes[targets[targets != IGNORED]].sum())
 
     def to(self, device: torch.device) -> MicroBatch:
-        """A copy on `device`."""
+        """A copy on `device`, which the host does not wait for."""
         moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True)
+            name: pinned(value, device).to(device, non_blocking=True)
             for name, value in vars(self).items()
             if isinstance(value, torch.Tensor)
         }
@@ -147,15 +148,19 @@ def block_batch(blocks: Sequence[np.ndarray], length: int, end: int | None = Non
     targets[is_last] = IGNORED
     begins = np.ones_like(is_last)
     begins[:, 1:] = is_last[:, :-1]
-    return _apart(tokens, targets, np.flatnonzero(begins), drop_ignored=False)
+    return _apart(tokens, targets, np.flatnonzero(begins))
 
 
-def _apart(tokens: np.ndarray, targets: np.ndarray, starts: np.ndarray, drop_ignored: bool) -> MicroBatch:
-    """Rows [rows, length] whose documents begin at `starts`, counted over the rows laid end to end."""
+def _apart(tokens: np.ndarray, targets: np.ndarray, starts: np.ndarray, places: np.ndarray | None = None) -> MicroBatch:
+    """Rows [rows, length] whose documents begin at `starts`, counted over the rows laid end to end.
+
+    `places`: see `MicroBatch`.
+    """
     lengths = np.diff(starts, append=tokens.size)
     positions = (np.arange(tokens.size) - np.repeat(starts, lengths)).reshape(tokens.shape)
     input_ids, shifted, position_ids = (torch.from_numpy(array) for array in (tokens, targets, positions))
-    return MicroBatch(input_ids, shifted, position_ids, cumulative_lengths(starts, tokens.size), drop_ignored)
+    wanted = None if places is None else torch.from_numpy(places)
+    return MicroBatch(input_ids, shifted, position_ids, cumulative_lengths(starts, tokens.size), wanted)
 
 
 def example_batch(examples: Sequence[Example]) -> MicroBatch:
@@ -185,7 +190,7 @@ def packed_batch(rows: Sequence[Sequence[Example]], length: int) -> MicroBatch:
             begin = after
         if begin < length:  # the filling is a document of its own
             starts.append(row * length + begin)
-    return _apart(tokens, targets, np.array(starts), drop_ignored=True)
+    return _apart(tokens, targets, np.array(starts), np.flatnonzero(targets != IGNORED))
 
 
 def text_updates(

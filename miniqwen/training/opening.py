@@ -8,6 +8,7 @@ on every rank before it is spread.
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,8 @@ from miniqwen.training.batches import Plan
 from miniqwen.training.ending import closing_summary
 from miniqwen.training.gauges import Card, Gauges, first_began
 from miniqwen.training.lives import lives_until_now, versions
-from miniqwen.training.optimizers import make_optimizer
+from miniqwen.training.memory import set_aside
+from miniqwen.training.optimizers import make_optimizer, record_optimizer
 from miniqwen.training.output_folder import OutputFolder, open_output_dir
 from miniqwen.training.preemption import StopRequest
 from miniqwen.training.preview import show_preview
@@ -115,6 +117,7 @@ def open_run(config: TrainConfig, stop: StopRequest) -> Iterator[Run | None]:
     try:
         yield _opened(config, stop, runtime, lock)
     finally:
+        gc.unfreeze()
         lock.release()
 
 
@@ -183,6 +186,7 @@ def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: Fold
     if output:
         facts = {"data": identity, "validation": task.held_out, "parameters": parameters}
         output.start(progress, tracker.wandb_run_id, {**facts, "lives": lives})
+    set_aside()
     gauges = Gauges(config, runtime, card, tracker.productive, first_began(lives, tracker.elapsed))
     return Run(config, task, steps, progress, model, optimizer, runtime, stop, tracker, output, gauges)
 
@@ -194,7 +198,9 @@ def _spread(
     state where there is one."""
     model = load_model(source)
     parameters = count_parameters(model)
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config, runtime.device.type)
+    for line in record_optimizer(model.config, config.optim):
+        runtime.print(line)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.torch_compile:

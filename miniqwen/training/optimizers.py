@@ -7,13 +7,17 @@ with one learning rate for both. Costs: what torch's optimizers cost; Muon keeps
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import get_scheduler
 
 from miniqwen.config.training import TrainConfig
+from miniqwen.distributed.gradients import local
+from miniqwen.distributed.shards import each_whole
+from miniqwen.model.modeling_miniqwen import ADAMW, UNTRAINED
 
 MUON_MOMENTUM = 0.95
 
@@ -34,30 +38,37 @@ class Muon(torch.optim.Muon):
     """torch's Muon (Jordan et al., 2024), which orthogonalises in bfloat16; on a CPU here in float32.
 
     Few CPUs have units for bfloat16: without them its matrix products take ten times as long, and most of an update.
+    Under FSDP2 each matrix is made whole on one rank only, and all ranks work at the same time.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
-            if any(parameter.device.type != "cpu" for parameter in group["params"]):
-                super().step()
-                return
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._move(parameter, group)
+            moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+            moved.sort(key=torch.Tensor.numel)  # those who work at the same time have as much to do
+            at_once = moved[0].device_mesh.size() if moved and isinstance(moved[0], DTensor) else 1
+            for start in range(0, len(moved), at_once):
+                some = moved[start : start + at_once]
+                for parameter, direction in zip(some, self._directions(some, group), strict=True):
+                    own = local(parameter)
+                    own.mul_(1 - group["lr"] * group["weight_decay"])
+                    own.add_(direction, alpha=-group["lr"] * 0.2 * math.sqrt(max(parameter.shape)))
 
-    def _move(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
-        """Nesterov momentum, decay, and a step of `match_rms_adamw`'s size along the orthogonal direction."""
-        gradient, state = parameter.grad, self.state[parameter]
-        assert gradient is not None
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        moment = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-        direction = orthogonal(gradient.lerp(moment, group["momentum"]), group)
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(direction, alpha=-group["lr"] * 0.2 * math.sqrt(max(parameter.shape)))
+    def _directions(self, parameters: Sequence[torch.Tensor], group: dict[str, Any]) -> list[torch.Tensor]:
+        """This rank's part of the orthogonal direction of each, by Nesterov momentum."""
+        wanted = []
+        for parameter in parameters:
+            gradient, state = parameter.grad, self.state[parameter]
+            assert gradient is not None
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(gradient)
+            moment = local(state["momentum_buffer"]).lerp_(local(gradient), 1 - group["momentum"])
+            direction = local(gradient).lerp(moment, group["momentum"])
+            wanted.append(direction if direction.device.type == "cpu" else direction.bfloat16())
+        if isinstance(parameters[0], DTensor):
+            return each_whole(wanted, parameters, lambda matrix: orthogonal(matrix, group))
+        return [orthogonal(matrix, group) for matrix in wanted]
 
 
 def orthogonal(matrix: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
@@ -82,14 +93,16 @@ class MuonWithAdamW(torch.optim.Optimizer):
     Both halves work on this object's groups and state, so that learning rates and checkpoints see a single optimizer.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float) -> None:
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, fused: bool = False
+    ) -> None:
         super().__init__(list(groups), {"lr": lr})
         muon, adamw = self._groups("muon"), self._groups("adamw")
         self._parts: dict[str, torch.optim.Optimizer] = {}
         if muon:
             self._parts["muon"] = Muon(muon, lr=lr, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw")
         if adamw:
-            self._parts["adamw"] = torch.optim.AdamW(adamw, lr=lr, betas=betas, eps=eps)
+            self._parts["adamw"] = torch.optim.AdamW(adamw, lr=lr, betas=betas, eps=eps, fused=fused)
         self.param_groups = [group for part in self._parts.values() for group in part.param_groups]
 
     def _groups(self, rule: str) -> list[dict[str, Any]]:
@@ -104,13 +117,22 @@ class MuonWithAdamW(torch.optim.Optimizer):
             part.step()
 
 
-def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer that `--optim` names, over the parameters of `model`."""
+def make_optimizer(model: torch.nn.Module, config: TrainConfig, device_type: str = "cpu") -> torch.optim.Optimizer:
+    """The optimizer that `--optim` names, over the parameters of `model`; on a GPU AdamW is torch's fused one."""
     groups = parameter_groups(model, config.weight_decay, muon=config.optim == "muon")
-    betas = (config.adam_beta1, config.adam_beta2)
+    betas, fused = (config.adam_beta1, config.adam_beta2), device_type == "cuda"
     if config.optim == "muon":
-        return MuonWithAdamW(groups, config.learning_rate, betas, config.adam_epsilon)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon)
+        return MuonWithAdamW(groups, config.learning_rate, betas, config.adam_epsilon, fused)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon, fused=fused)
+
+
+def record_optimizer(model_config: Any, optim: str) -> list[str]:
+    """Say in config.json what trains the model from here on; and to the user, if that is known to go badly."""
+    before = getattr(model_config, "trained_with", ADAMW)
+    model_config.trained_with = optim
+    if optim != "muon" or before in ("muon", UNTRAINED):
+        return []
+    return [f"the model was trained with {before}: Muon goes on from there worse than AdamW (arXiv 2605.10468)"]
 
 
 def make_schedule(config: TrainConfig, total_steps: int, warmup_steps: int) -> Callable[[int], float]:

@@ -19,6 +19,8 @@ import torch
 from runs import WORDS, metrics, needs_compiler, run_script
 from safetensors.torch import load_file
 
+from miniqwen.model.modeling_miniqwen import MiniQwenConfig, new_model, save_model
+from miniqwen.model.tokenization_miniqwen import load_tokenizer
 from miniqwen.training.auditing import audit
 
 PLANS = ((1, 8), (2, 4), (4, 2), (8, 1))  # micro-batch x accumulation of one process
@@ -92,7 +94,7 @@ class Bench:
         return place
 
     def run(self, place: Place, plan: tuple[int, int], output: Path, steps: int, *more: object) -> list[str]:
-        """The command line of one run."""
+        """The command line of one run; what is in `more` counts, where it is said twice."""
         return [
             *f"--model_path {self.model} --dataset_name {self.data()} --task finetune --question_column q "
             f"--answer_column a --max_seq_length 96 --learning_rate 1e-3 --weight_decay 0.1 --max_grad_norm 1.5 "
@@ -125,6 +127,17 @@ class Bench:
 
     def variant(self, place: Place, name: str) -> Path:
         return self.folder / f"{place}-{name}"
+
+    def large(self, place: Place) -> list[str]:
+        """Two updates of a model of 1.8 million parameters, 16 rows each."""
+        folder = self.folder / "large-model"
+        if not folder.exists():
+            config = MiniQwenConfig.from_pretrained(self.model)
+            config.update({"hidden_size": 256, "intermediate_size": 1024})
+            save_model(new_model(config, seed=0), folder)
+            load_tokenizer(self.model).save_pretrained(folder)
+        plan = (16, 1) if place.world == 1 else CONTINUED
+        return self.run(place, plan, self.variant(place, "large"), 2, "--model_path", folder)
 
     def resume_bf16(self, place: Place) -> list[str]:
         checkpoint = self.variant(place, "bf16") / "checkpoint-5"
@@ -177,7 +190,7 @@ def compared(bench: Bench, place: Place, output: Path, world: int, first: int, l
 def assert_close(place: Place, found: tuple[float, float, float], tolerance: float | None = None) -> None:
     weights, norm, loss = found
     assert weights <= (tolerance or place.tolerance), f"{place}: {weights}"
-    assert norm <= 1e-5, f"{place}: {norm}"
+    assert norm <= 1e-6, f"{place}: {norm}"
     assert loss <= 1e-6, f"{place}: {loss}"
 
 
@@ -191,9 +204,10 @@ def chain(bench: Bench) -> Bench:
     """Each place trains with two plans and the variants, and goes on from its own checkpoints and its neighbour's."""
     plans = ((1, 8), CONTINUED)
     muon = bench.run(SINGLE_PROCESS, (16, 1), bench.folder / "reference-muon", 5, *VARIANTS["muon"])
-    bench.launch(SINGLE_PROCESS, [*bench.whole_batches((1, 2)), muon, *bench.plans(SINGLE_PROCESS, plans)])
+    single = [*bench.whole_batches((1, 2)), muon, bench.large(SINGLE_PROCESS)]
+    bench.launch(SINGLE_PROCESS, [*single, *bench.plans(SINGLE_PROCESS, plans)])
     for before, place in pairwise(FAST):
-        trained = [*bench.plans(place, plans), *bench.variants(place)]
+        trained = [*bench.plans(place, plans), *bench.variants(place), bench.large(place)]
         bench.launch(place, [*trained, *(bench.resume(place, at) for at in (before, place)), bench.resume_bf16(place)])
     bench.launch(SINGLE_PROCESS, [bench.resume(SINGLE_PROCESS, source) for source in FAST])
     return bench
@@ -258,6 +272,15 @@ def test_half_precision_stays_near_and_resumes_bit_for_bit_from_fp32_masters(cha
 
 
 @needs_compiler
+def test_zero_sums_bf16_gradients_in_fp32_at_every_stage(chain: Bench) -> None:
+    """In bf16, as DeepSpeed does by itself, they would differ by 1e-3, by where and in which order they are summed."""
+    first, *others = (metrics(chain.variant(Place(f"zero{stage}", 2), "bf16")) for stage in (1, 2, 3))
+    for other in others:
+        for step in range(1, 6):
+            assert other[step]["grad_norm"] == pytest.approx(first[step]["grad_norm"], rel=1e-6)
+
+
+@needs_compiler
 @pytest.mark.parametrize("place", FAST[1:], ids=str)
 def test_recomputed_activations_change_nothing(chain: Bench, place: Place) -> None:
     assert_close(place, compared(chain, place, chain.variant(place, "recomputed"), place.world, 1, 5))
@@ -267,11 +290,22 @@ def test_recomputed_activations_change_nothing(chain: Bench, place: Place) -> No
 @pytest.mark.parametrize("place", FAST[1:3], ids=str)
 def test_muon_makes_the_same_updates_on_several_processes(chain: Bench, place: Place) -> None:
     reference, output = chain.folder / "reference-muon", chain.variant(place, "muon")
-    assert difference(output, reference) <= 1e-4
+    assert difference(output, reference) <= 1e-5
     state = load_file(output / "checkpoint-5" / "optimizer.safetensors")
     assert sum(name.startswith("momentum_buffer.") for name in state) == 14  # seven matrices in each layer
     for step in range(1, 6):
-        assert metrics(output)[step]["loss"] == pytest.approx(metrics(reference)[step]["loss"], rel=1e-4)
+        assert metrics(output)[step]["loss"] == pytest.approx(metrics(reference)[step]["loss"], rel=1e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("place", FAST[1:], ids=str)
+def test_the_norm_is_the_same_everywhere_at_the_size_of_a_real_model(chain: Bench, place: Place) -> None:
+    """torch's CPU norm is short by 4e-5 there, and by more where tensors are flattened."""
+    ours, theirs = (metrics(chain.variant(at, "large")) for at in (place, SINGLE_PROCESS))
+    weights = load_file(chain.variant(place, "large") / "model.safetensors")
+    assert sum(value.numel() for value in weights.values()) > 1_700_000
+    for step in (1, 2):
+        assert ours[step]["grad_norm"] == pytest.approx(theirs[step]["grad_norm"], rel=1e-6)
 
 
 @pytest.mark.slow

@@ -76,6 +76,7 @@ def test_deepspeed_takes_batch_clipping_and_precision_from_the_flags_whatever_it
         assert settings["gradient_accumulation_steps"] == 1  # the loop accumulates
         assert (settings["bf16"]["enabled"], settings["fp16"]["enabled"]) == (True, False)
         assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
+        assert settings["communication_data_type"] == "fp32"
 
 
 def test_users_deepspeed_files_are_taken_and_their_contradictions_listed(tmp_path: Path) -> None:

@@ -7,18 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import get_scheduler
+from transformers import AutoModelForCausalLM, get_scheduler
 
 from miniqwen.config.schedule import SCHEDULES
 from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.shards import gathered, restore_optimizer
 from miniqwen.errors import UserError
+from miniqwen.model.modeling_miniqwen import UNTRAINED, MiniQwenConfig, load_model, new_model, save_model
 from miniqwen.training.optimizers import (
     Muon,
     make_optimizer,
     make_schedule,
     orthogonal,
     parameter_groups,
+    record_optimizer,
     set_learning_rate,
 )
 
@@ -160,6 +162,24 @@ def test_state_of_another_optimizer_or_model_is_refused() -> None:
         restore_optimizer(model, make_optimizer(model, dataclasses.replace(CONFIG, optim="muon")), {}, saved)
     with pytest.raises(UserError, match="does not fit"):
         restore_optimizer(model, optimizer, {}, {"exp_avg.nobody": torch.zeros(1)})
+
+
+def test_the_model_s_folder_says_by_which_optimizer_it_was_trained_and_muon_behind_adamw_is_told(
+    tmp_path: Path,
+) -> None:
+    model = new_model(MiniQwenConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1), seed=0)
+    before = {"muon": UNTRAINED, "adamw": "muon", "muon again": "adamw"}
+    for optim, trained_with in before.items():
+        save_model(model, tmp_path)
+        model = load_model(tmp_path)
+        assert model.config.trained_with == trained_with
+        told = record_optimizer(model.config, optim.split()[0])
+        assert bool(told) == (optim == "muon again")
+    assert "with adamw" in told[0]
+    del model.config.trained_with  # somebody else's model
+    assert record_optimizer(model.config, "muon") == told
+    save_model(model, tmp_path)
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path)).__name__ == "Qwen3ForCausalLM"
 
 
 def test_no_optimizer_state_is_pickled() -> None:
