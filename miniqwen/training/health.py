@@ -1,0 +1,202 @@
+"""What in a run's metrics is worth a look: noticed line by line, told in plain words; and what is healthy.
+
+Promises: pure functions of the lines of metrics, so that a loop notices while it runs what a page marks later; each
+trouble is told once, until it is over. Costs: a few dozen numbers in memory, a median a line.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from miniqwen.training.history import evaluates
+
+WINDOW = 32  # lines that say what is usual
+ENOUGH = 8  # of them
+SPIKE = 0.1  # a loss that is higher than usual by this share of it ...
+SIGMAS = 6.0  # ... and by so many standard deviations, as the median deviation tells them
+GRADIENT = 10.0  # times the usual norm
+WAITING = 0.1  # share of the time that is waited for data
+CREEPING = 1.1  # times the memory of the first lines
+SLOWER = 0.5  # times the usual speed
+IN_A_ROW = 3  # lines, or evaluations, after which it is no accident
+WORSE = 1.01  # times the best evaluation loss
+
+# (names, what is healthy, the bound of it where there is one: from (low) or up to (high))
+HEALTHY: tuple[tuple[str, str, tuple[str, float] | None], ...] = (
+    (r"(eval_)?loss", "falls fast, then ever slower; the evaluation's stays near the training's. A gap that grows: more "
+     "data, fewer epochs, or a smaller learning rate", None),
+    (r"(eval_)?bits_per_byte", "the same loss by bytes of text, by which tokenizers can be compared: 8 knows nothing, "
+     "about 1 is a good small model of English", None),
+    (r"eval_accuracy", "above chance, and rising; it moves in steps of one over the number of questions", None),
+    (r"(eval_)?loss_.+", "no source rises while the others fall: it would be forgotten, or have too small a share", None),
+    (r"learning_rate", "zero to its peak in the warm-up, then down to its end as --lr_scheduler_type says", None),
+    (r"grad_norm", "settles after the warm-up; single peaks are clipped at --max_grad_norm; a norm that grows for long "
+     "comes before a loss that does", None),
+    (r"tokens_per_second.*", "flat; dips are saves, evaluations, or another program on the machine", None),
+    (r"data_wait", f"below {WAITING:.0%}: else the device waits for text; --preprocessing_num_workers, --token_cache, or "
+     "a local copy help", ("high", WAITING)),
+    (r"mfu", "0.3 to 0.6 on one GPU with bf16; small models and short blocks have less", None),
+    (r"goodput", "above 0.9 in a long run: the rest went into start-up, saves, evaluations, and work done twice",
+     ("low", 0.9)),
+    (r".*memory.*|.*_gib", "flat after the first evaluation and save", None),
+    (r"skipped_updates", "0: an update is skipped when its loss or gradient is not finite", None),
+    (r"passes_.+|epoch", "up to about 4 passes over a text are nearly as good as new text (Muennighoff et al. 2023, "
+     "arXiv:2305.16264)", None),
+)  # fmt: skip
+
+
+def healthy(name: str) -> tuple[str, tuple[str, float] | None] | None:
+    """What is healthy of a metric: in words, and its bound if it has one."""
+    return next(((words, bound) for names, words, bound in HEALTHY if re.fullmatch(names, name)), None)
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something to look at: from which update on, in which metric, what it is and what to do."""
+
+    step: int
+    metric: str
+    what: str
+    look_at: str
+
+
+class Watch:
+    """Sees the lines of metrics of one run in their order, and says what is worth a look."""
+
+    def __init__(self) -> None:
+        self._usual: dict[str, deque[float]] = {}
+        self._in_a_row: dict[str, int] = {}
+        self._told: set[str] = set()
+        self._first_memory: dict[str, float] = {}
+        self._lines = 0
+        self._skipped: float = 0
+        self._best: tuple[float, int, float] | None = None  # eval_loss, its update, and the training loss there
+
+    def see(self, line: Mapping[str, Any]) -> list[Notice]:
+        """What is to be told at this line of metrics, where None is a number that was not finite."""
+        step = int(line["step"])
+        if evaluates(line):
+            found = [self._not_finite(step, "eval_loss", line), self._worse(step, line.get("eval_loss"))]
+        else:
+            self._lines += 1
+            found = [
+                self._skips(step, line), self._not_finite(step, "loss", line), self._spike(step, line.get("loss")),
+                self._gradient(step, line.get("grad_norm")), self._waits(step, line.get("data_wait")),
+                self._slower(step, line.get("tokens_per_second")), *self._creeps(step, line),
+            ]  # fmt: skip
+        return [notice for notice in found if notice]
+
+    def _once(self, kind: str, is_so: bool, notice: Notice, lines: int = 1) -> Notice | None:
+        """`notice`, the first time that it `is_so` in so many lines in a row; again only after it was over."""
+        self._in_a_row[kind] = self._in_a_row.get(kind, 0) + 1 if is_so else 0
+        if not is_so:
+            self._told.discard(kind)
+        elif self._in_a_row[kind] >= lines and kind not in self._told:
+            self._told.add(kind)
+            return notice
+        return None
+
+    def _median(self, name: str, value: float, is_usual: bool = True) -> float | None:
+        """The usual value before this one, which counts from now on if it `is_usual`; None where little is known."""
+        window = self._usual.setdefault(name, deque(maxlen=WINDOW))
+        found = median(window) if len(window) >= ENOUGH else None
+        if is_usual:
+            window.append(value)
+        return found
+
+    def _not_finite(self, step: int, name: str, line: Mapping[str, Any]) -> Notice | None:
+        is_so = name in line and not _finite(line[name])
+        return self._once(f"finite {name}", is_so, Notice(
+            step, name, f"{name} is not a finite number",
+            "go on from the last checkpoint before it with a lower --learning_rate, a longer warm-up, or --bf16 "
+            "instead of --fp16",
+        ))  # fmt: skip
+
+    def _skips(self, step: int, line: Mapping[str, Any]) -> Notice | None:
+        before, self._skipped = self._skipped, line.get("skipped_updates") or 0
+        more = self._skipped - before
+        return self._once("skipped", more > 0, Notice(
+            step, "skipped_updates", f"{more:g} updates were skipped: their loss or gradient was not finite",
+            "bad_updates.json has the text that they were given; a few under --fp16 are its loss scale being found",
+        ))  # fmt: skip
+
+    def _spike(self, step: int, loss: Any) -> Notice | None:
+        if not _finite(loss):
+            return None
+        window = self._usual.setdefault("loss", deque(maxlen=WINDOW))
+        is_so, usual = False, 0.0
+        if len(window) >= ENOUGH:
+            usual = median(window)
+            sigma = 1.4826 * median(abs(value - usual) for value in window)
+            is_so = loss > usual + max(SPIKE * usual, SIGMAS * sigma)
+        window.append(loss)
+        return self._once("spike", is_so, Notice(
+            step, "loss", f"the loss jumps to {loss:.3f}, where {usual:.3f} was usual",
+            "the gradient norm before it, and the text at that place (--preview); where it does not come back by "
+            "itself, go on from a checkpoint before it with a lower --learning_rate or --max_grad_norm",
+        ))  # fmt: skip
+
+    def _gradient(self, step: int, norm: Any) -> Notice | None:
+        if not _finite(norm):
+            return None
+        usual = self._median("grad_norm", norm)
+        return self._once("gradient", usual is not None and usual > 0 and norm > GRADIENT * usual, Notice(
+            step, "grad_norm", f"the gradient norm is {norm:.3g}, where {usual or 0:.3g} was usual",
+            "whether the loss follows; --max_grad_norm clips it, a longer warm-up keeps it small",
+        ))  # fmt: skip
+
+    def _waits(self, step: int, share: Any) -> Notice | None:
+        is_so = _finite(share) and share > WAITING and self._lines > 1  # the first update opens all files
+        return self._once("waits", is_so, Notice(
+            step, "data_wait", f"{share if _finite(share) else 0:.0%} of the time is waited for data",
+            "--preprocessing_num_workers, prepare_datasets.py --tokenize and --token_cache, or a local copy of the "
+            "data (--data_root)",
+        ), IN_A_ROW)  # fmt: skip
+
+    def _slower(self, step: int, speed: Any) -> Notice | None:
+        if not _finite(speed):
+            return None
+        usual = self._median("speed", speed)
+        return self._once("slower", usual is not None and speed < SLOWER * usual, Notice(
+            step, "tokens_per_second", f"{speed:,.0f} tokens/s, where {usual or 0:,.0f} were usual",
+            "other programs on the machine, a device that is too warm, waits for data",
+        ), IN_A_ROW)  # fmt: skip
+
+    def _creeps(self, step: int, line: Mapping[str, Any]) -> list[Notice | None]:
+        found = []
+        for name, value in line.items():
+            if not re.fullmatch(r".*memory.*|.*_gib", name) or not _finite(value):
+                continue
+            first = self._first_memory.setdefault(name, value)
+            if self._lines <= WINDOW:  # evaluations and saves come in, and take what they need
+                self._first_memory[name] = first = max(first, value)
+            found.append(self._once(f"creeps {name}", value > CREEPING * first > 0, Notice(
+                step, name, f"{name} has grown from {first:.3g} to {value:.3g} and may go on to",
+                "--profile, and what grows with time: workers' buffers, tensors kept by a changed loop",
+            )))  # fmt: skip
+        return found
+
+    def _worse(self, step: int, loss: Any) -> Notice | None:
+        if not _finite(loss):
+            return None
+        window = self._usual.get("loss")
+        training = median(list(window)[-IN_A_ROW:]) if window else math.inf
+        if self._best is None or loss < self._best[0]:
+            self._best = (loss, step, training)
+        best, where, then = self._best
+        return self._once("worse", loss > WORSE * best and training < then, Notice(
+            step, "eval_loss", f"the evaluation gets worse ({loss:.3f}, the best was {best:.3f} at update {where}) while "
+            "the training's loss falls: it learns its text by heart",
+            "more or other data, fewer epochs, more --weight_decay; --load_best_model_at_end and "
+            "--early_stopping_patience keep the best",
+        ), IN_A_ROW)  # fmt: skip
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
