@@ -57,8 +57,8 @@ class ReportConfig(Flags):
             found.append(f"--output {output}: is there, and no page of this command: choose another name")
         if not self.output and len(self.runs) == 1 and (writer := writer_in(self.runs[0])):
             found.append(
-                f"{self.runs[0]}: {writer} is writing there, and writes {REPORT_FILE} at each evaluation; --output FILE "
-                "writes one of this moment"
+                f"{self.runs[0]}: {writer} is writing there, and {REPORT_FILE} with it; --output FILE is for a page of "
+                "this moment"
             )
         return found
 

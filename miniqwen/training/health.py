@@ -29,18 +29,18 @@ WORSE = 1.01  # times the best evaluation loss
 
 # (names, what is healthy, the bound of it where there is one: from (low) or up to (high))
 HEALTHY: tuple[tuple[str, str, tuple[str, float] | None], ...] = (
-    (r"(eval_)?loss", "falls fast, then ever slower; the evaluation's stays near the training's. A gap that grows: more "
-     "data, fewer epochs, or a smaller learning rate", None),
+    (r"(eval_)?loss", "falls fast, then ever slower; the evaluation's stays near the training's. A gap that grows: "
+     "more data, fewer epochs, or a smaller learning rate", None),
     (r"(eval_)?bits_per_byte", "the same loss by bytes of text, by which tokenizers can be compared: 8 knows nothing, "
      "about 1 is a good small model of English", None),
     (r"eval_accuracy", "above chance, and rising; it moves in steps of one over the number of questions", None),
-    (r"(eval_)?loss_.+", "no source rises while the others fall: it would be forgotten, or have too small a share", None),
+    (r"(eval_)?loss_.+", "no source rises while the others fall: it is forgotten, or its share too small", None),
     (r"learning_rate", "zero to its peak in the warm-up, then down to its end as --lr_scheduler_type says", None),
     (r"grad_norm", "settles after the warm-up; single peaks are clipped at --max_grad_norm; a norm that grows for long "
      "comes before a loss that does", None),
     (r"tokens_per_second.*", "flat; dips are saves, evaluations, or another program on the machine", None),
-    (r"data_wait", f"below {WAITING:.0%}: else the device waits for text; --preprocessing_num_workers, --token_cache, or "
-     "a local copy help", ("high", WAITING)),
+    (r"data_wait", f"below {WAITING:.0%}: else the device waits for text; --preprocessing_num_workers, --token_cache, "
+     "or a local copy help", ("high", WAITING)),
     (r"mfu", "0.3 to 0.6 on one GPU with bf16; small models and short blocks have less", None),
     (r"goodput", "above 0.9 in a long run: the rest went into start-up, saves, evaluations, and work done twice",
      ("low", 0.9)),
@@ -191,8 +191,8 @@ class Watch:
             self._best = (loss, step, training)
         best, where, then = self._best
         return self._once("worse", loss > WORSE * best and training < then, Notice(
-            step, "eval_loss", f"the evaluation gets worse ({loss:.3f}, the best was {best:.3f} at update {where}) while "
-            "the training's loss falls: it learns its text by heart",
+            step, "eval_loss", f"the evaluation gets worse ({loss:.3f}, the best was {best:.3f} at update {where}) "
+            "while the training's loss falls: it learns its text by heart",
             "more or other data, fewer epochs, more --weight_decay; --load_best_model_at_end and "
             "--early_stopping_patience keep the best",
         ), IN_A_ROW)  # fmt: skip

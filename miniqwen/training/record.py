@@ -111,14 +111,14 @@ class Record:
         ]
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """Results of eval_loop.py for this run's model or checkpoints: in its folder, or in an `evaluation...` beside."""
+        """Results of eval_loop.py for this run's models: those in its folder, or in an `evaluation...` beside it."""
         beside = sorted(self.folder.resolve().parent.glob("evaluation*"))
         files = [file for place in (self.folder, *beside) for file in result_files(place)]
         found = (result(file) for file in files)
         return [one for one in found if one is not None and self.owns(one)]
 
     def owns(self, found: Mapping[str, Any]) -> bool:
-        """Whether results are of a model that lies in this folder. A relative path counts from here, or from above it."""
+        """Whether results are of a model in this folder. A relative path counts from here, or from above the folder."""
         given, own = Path(str(found.get("model_path"))), self.folder.resolve()
         tried = {start / given for start in (Path.cwd(), *own.parents)}
         return any(own == path or own in path.parents for path in tried if path.is_dir())
@@ -141,9 +141,36 @@ def result(file: Path) -> dict[str, Any] | None:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if not isinstance(found, dict) or not {"dataset", "num_examples", "model_path"} <= found.keys():
+    if not isinstance(found, dict) or not _has_figures(found):
         return None
-    return {**found, "file": str(file), "written": time.strftime("%Y-%m-%d %H:%M", time.gmtime(file.stat().st_mtime))}
+    return {
+        **found,
+        "file": str(file.resolve()),
+        "written": time.strftime("%Y-%m-%d %H:%M", time.gmtime(file.stat().st_mtime)),
+    }
+
+
+def _has_figures(found: Mapping[str, Any]) -> bool:
+    """Whether what a page shows of results is there, as eval_loop.py writes it."""
+    try:
+        shares = [found.get("accuracy"), found.get("accuracy_norm"), *(found.get("confidence_interval") or ())]
+        shares += [
+            place[name] for place in (found.get("by_position") or {}).values() for name in ("accuracy", "predicted")
+        ]
+        shares += [one["accuracy"] for one in found.get("by_question_length") or ()]
+        calibration = found.get("calibration")
+        bins = calibration["bins"] if calibration else []
+        shares += [one[name] for one in bins for name in ("low", "high", "confidence", "accuracy")]
+        numbers = [found["num_examples"], *(calibration[name] for name in ("ece", "brier") if calibration)]
+        numbers += [one["count"] for one in (*bins, *places)]
+        whole = all(isinstance(sample, dict) for sample in found.get("samples", ()))
+        return (
+            whole and "dataset" in found and isinstance(found["model_path"], str)
+            and all(share is None or 0 <= share <= 1 for share in shares)
+            and all(isinstance(number, (int, float)) for number in numbers)
+        )  # fmt: skip
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
 def _added(file: Path, start: int) -> tuple[list[dict[str, Any]], int]:

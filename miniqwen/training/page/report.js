@@ -108,10 +108,12 @@
       ctx.setLineDash([2 * ratio, 4 * ratio]);
       ctx.beginPath(); ctx.moveTo(bbox.left, y); ctx.lineTo(bbox.left + bbox.width, y); ctx.stroke();
     }
-    ctx.setLineDash([]);
+    ctx.restore();  // marks may reach over the edge
+    ctx.save();
     for (const mark of chart.marks) {
       if (!visible(mark.run)) continue;
       const x = plot.valToPos(place(mark.run, mark.step), "x", true);
+      if (x < bbox.left - 1 || x > bbox.left + bbox.width + 1) continue;
       ctx.beginPath();
       if (mark.best) {
         const y = plot.valToPos(mark.value, "y", true);
@@ -141,11 +143,11 @@
     const values = (plot, splits) => splits.map(tick);
     one.plot = new uPlot({
       width: Math.max(target.clientWidth, 200),
-      height: 220,
+      height: 200, padding: [10, 14, 0, 0],
       legend: { show: false },
       cursor: { sync: { key: sync.key }, points: { size: 7 } },
       scales: { x: { time: false }, y: { distr: one.log ? 3 : 1 } },
-      axes: [{ ...rule, values, space: 60 }, { ...rule, values, size: 56 }],
+      axes: [{ ...rule, values, space: 60, size: 30 }, { ...rule, values, size: 56 }],
       series: [{}, ...chart.series.map((series, n) => ({
         ...look(chart, series), label: series.label, width: 2, show: shown[n], spanGaps: false,
         points: { show: series.values.length < 40, size: 5 },
@@ -232,7 +234,7 @@
     drawn.push(one);
     new ResizeObserver(() => {
       const width = figure.querySelector(".plot").clientWidth;
-      if (one.plot && width && Math.abs(width - one.plot.width) > 1) one.plot.setSize({ width, height: 220 });
+      if (one.plot && width && Math.abs(width - one.plot.width) > 1) one.plot.setSize({ width, height: 200 });
     }).observe(figure);
   });
   if (data.charts.length) {
@@ -254,6 +256,7 @@
   for (const name of new Set(data.samples.map((sample) => sample.from))) from.append(new Option(name, name));
   if (from.options.length > 1) from.prepend(new Option("all", ""));
   from.selectedIndex = 0;
+  verdict.parentElement.hidden = data.samples.every((sample) => typeof sample.correct !== "boolean");
 
   const card = (sample) => {
     const found = make("li", undefined, "card");
