@@ -116,9 +116,12 @@ class Curves:
 
     def add(self, line: Mapping[str, Any]) -> None:
         """The numbers of one line of metrics."""
+        step = int(line["step"])
         for name, value in line.items():
             if name not in CLOCKS and (value is None or isinstance(value, (int, float))):
-                self.named.setdefault(name, Curve()).add(int(line["step"]), value)
+                if name not in self.named:
+                    self.named[name] = Curve()
+                self.named[name].add(step, value)
 
 
 @dataclass(frozen=True)

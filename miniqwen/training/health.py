@@ -72,7 +72,6 @@ class Watch:
     def __init__(self) -> None:
         self._usual: dict[str, deque[float]] = {}
         self._in_a_row: dict[str, int] = {}
-        self._told: set[str] = set()
         self._first_memory: dict[str, float] = {}
         self._lines = 0
         self._skipped: float = 0
@@ -92,110 +91,111 @@ class Watch:
             ]  # fmt: skip
         return [notice for notice in found if notice]
 
-    def _once(self, kind: str, is_so: bool, notice: Notice, lines: int = 1) -> Notice | None:
-        """`notice`, the first time that it `is_so` in so many lines in a row; again only after it was over."""
+    def _begins(self, kind: str, is_so: bool, lines: int = 1) -> bool:
+        """Whether it `is_so` in so many lines in a row now, and was not told of; it is told again after it was over."""
         self._in_a_row[kind] = self._in_a_row.get(kind, 0) + 1 if is_so else 0
-        if not is_so:
-            self._told.discard(kind)
-        elif self._in_a_row[kind] >= lines and kind not in self._told:
-            self._told.add(kind)
-            return notice
-        return None
+        return self._in_a_row[kind] == lines
 
-    def _median(self, name: str, value: float, is_usual: bool = True) -> float | None:
-        """The usual value before this one, which counts from now on if it `is_usual`; None where little is known."""
+    def _usually(self, name: str, value: float) -> tuple[float, float] | None:
+        """The median of the lines before this value, and the standard deviation that the median deviation tells; None
+        where little is known. The value counts from now on."""
         window = self._usual.setdefault(name, deque(maxlen=WINDOW))
-        found = median(window) if len(window) >= ENOUGH else None
-        if is_usual:
-            window.append(value)
+        found = None
+        if len(window) >= ENOUGH:
+            middle = median(window)
+            found = middle, 1.4826 * median([abs(one - middle) for one in window])
+        window.append(value)
         return found
 
     def _not_finite(self, step: int, name: str, line: Mapping[str, Any]) -> Notice | None:
-        is_so = name in line and not _finite(line[name])
-        return self._once(f"finite {name}", is_so, Notice(
+        if not self._begins(f"finite {name}", name in line and not _finite(line[name])):
+            return None
+        return Notice(
             step, name, f"{name} is not a finite number",
             "go on from the last checkpoint before it with a lower --learning_rate, a longer warm-up, or --bf16 "
             "instead of --fp16",
-        ))  # fmt: skip
+        )  # fmt: skip
 
     def _skips(self, step: int, line: Mapping[str, Any]) -> Notice | None:
         before, self._skipped = self._skipped, line.get("skipped_updates") or 0
-        more = self._skipped - before
-        return self._once("skipped", more > 0, Notice(
-            step, "skipped_updates", f"{more:g} updates were skipped: their loss or gradient was not finite",
-            "bad_updates.json has the text that they were given; a few under --fp16 are its loss scale being found",
-        ))  # fmt: skip
+        if not self._begins("skipped", self._skipped > before):
+            return None
+        count = f"{self._skipped - before:g} updates were" if self._skipped - before > 1 else "an update was"
+        return Notice(
+            step, "skipped_updates", f"{count} skipped: the loss or gradient was not finite",
+            "bad_updates.json has the text; a few under --fp16 are its loss scale being found",
+        )  # fmt: skip
 
     def _spike(self, step: int, loss: Any) -> Notice | None:
-        if not _finite(loss):
+        usual = self._usually("loss", loss) if _finite(loss) else None
+        if usual is None or not self._begins("spike", loss > usual[0] + max(SPIKE * usual[0], SIGMAS * usual[1])):
             return None
-        window = self._usual.setdefault("loss", deque(maxlen=WINDOW))
-        is_so, usual = False, 0.0
-        if len(window) >= ENOUGH:
-            usual = median(window)
-            sigma = 1.4826 * median(abs(value - usual) for value in window)
-            is_so = loss > usual + max(SPIKE * usual, SIGMAS * sigma)
-        window.append(loss)
-        return self._once("spike", is_so, Notice(
-            step, "loss", f"the loss jumps to {loss:.3f}, where {usual:.3f} was usual",
+        return Notice(
+            step, "loss", f"the loss jumps to {loss:.3f}, where {usual[0]:.3f} was usual",
             "the gradient norm before it, and the text at that place (--preview); where it does not come back by "
             "itself, go on from a checkpoint before it with a lower --learning_rate or --max_grad_norm",
-        ))  # fmt: skip
+        )  # fmt: skip
 
     def _gradient(self, step: int, norm: Any) -> Notice | None:
-        if not _finite(norm):
+        usual = self._usually("grad_norm", norm) if _finite(norm) else None
+        if usual is None or not self._begins("gradient", norm > GRADIENT * usual[0] > 0):
             return None
-        usual = self._median("grad_norm", norm)
-        return self._once("gradient", usual is not None and usual > 0 and norm > GRADIENT * usual, Notice(
-            step, "grad_norm", f"the gradient norm is {norm:.3g}, where {usual or 0:.3g} was usual",
+        return Notice(
+            step, "grad_norm", f"the gradient norm is {norm:.3g}, where {usual[0]:.3g} was usual",
             "whether the loss follows; --max_grad_norm clips it, a longer warm-up keeps it small",
-        ))  # fmt: skip
+        )  # fmt: skip
 
     def _waits(self, step: int, share: Any) -> Notice | None:
-        is_so = _finite(share) and share > WAITING and self._lines > 1  # the first update opens all files
-        return self._once("waits", is_so, Notice(
-            step, "data_wait", f"{share if _finite(share) else 0:.0%} of the time is waited for data",
+        # the first update opens all files
+        if not self._begins("waits", _finite(share) and share > WAITING and self._lines > 1, IN_A_ROW):
+            return None
+        return Notice(
+            step, "data_wait", f"{share:.0%} of the time is waited for data",
             "--preprocessing_num_workers, prepare_datasets.py --tokenize and --token_cache, or a local copy of the "
             "data (--data_root)",
-        ), IN_A_ROW)  # fmt: skip
+        )  # fmt: skip
 
     def _slower(self, step: int, speed: Any) -> Notice | None:
-        if not _finite(speed):
+        usual = self._usually("speed", speed) if _finite(speed) else None
+        if usual is None or not self._begins("slower", speed < SLOWER * usual[0], IN_A_ROW):
             return None
-        usual = self._median("speed", speed)
-        return self._once("slower", usual is not None and speed < SLOWER * usual, Notice(
-            step, "tokens_per_second", f"{speed:,.0f} tokens/s, where {usual or 0:,.0f} were usual",
+        return Notice(
+            step, "tokens_per_second", f"{speed:,.0f} tokens/s, where {usual[0]:,.0f} were usual",
             "other programs on the machine, a device that is too warm, waits for data",
-        ), IN_A_ROW)  # fmt: skip
+        )  # fmt: skip
 
-    def _creeps(self, step: int, line: Mapping[str, Any]) -> list[Notice | None]:
+    def _creeps(self, step: int, line: Mapping[str, Any]) -> list[Notice]:
+        """Evaluations and saves come in the first lines, and take what they need."""
         found = []
         for name, value in line.items():
-            if not re.fullmatch(r".*memory.*|.*_gib", name) or not _finite(value):
+            if not ("memory" in name or name.endswith("_gib")) or not _finite(value):
                 continue
             first = self._first_memory.setdefault(name, value)
-            if self._lines <= WINDOW:  # evaluations and saves come in, and take what they need
+            if self._lines <= WINDOW:
                 self._first_memory[name] = first = max(first, value)
-            found.append(self._once(f"creeps {name}", value > CREEPING * first > 0, Notice(
-                step, name, f"{name} has grown from {first:.3g} to {value:.3g} and may go on to",
-                "--profile, and what grows with time: workers' buffers, tensors kept by a changed loop",
-            )))  # fmt: skip
+            if self._begins(f"creeps {name}", value > CREEPING * first > 0):
+                found.append(Notice(
+                    step, name, f"{name} has grown from {first:.3g} to {value:.3g} and may go on to",
+                    "what grows with time: workers' buffers, longer rows, tensors kept by a changed loop",
+                ))  # fmt: skip
         return found
 
     def _worse(self, step: int, loss: Any) -> Notice | None:
         if not _finite(loss):
             return None
-        window = self._usual.get("loss")
-        training = median(list(window)[-IN_A_ROW:]) if window else math.inf
+        latest = list(self._usual.get("loss", ()))[-IN_A_ROW:]
+        training = median(latest) if latest else math.inf
         if self._best is None or loss < self._best[0]:
             self._best = (loss, step, training)
         best, where, then = self._best
-        return self._once("worse", loss > WORSE * best and training < then, Notice(
+        if not self._begins("worse", loss > WORSE * best and training < then, IN_A_ROW):
+            return None
+        return Notice(
             step, "eval_loss", f"the evaluation gets worse ({loss:.3f}, the best was {best:.3f} at update {where}) "
             "while the training's loss falls: it learns its text by heart",
             "more or other data, fewer epochs, more --weight_decay; --load_best_model_at_end and "
             "--early_stopping_patience keep the best",
-        ), IN_A_ROW)  # fmt: skip
+        )  # fmt: skip
 
 
 def _finite(value: Any) -> bool:

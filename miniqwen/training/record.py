@@ -154,9 +154,8 @@ def _has_figures(found: Mapping[str, Any]) -> bool:
     """Whether what a page shows of results is there, as eval_loop.py writes it."""
     try:
         shares = [found.get("accuracy"), found.get("accuracy_norm"), *(found.get("confidence_interval") or ())]
-        shares += [
-            place[name] for place in (found.get("by_position") or {}).values() for name in ("accuracy", "predicted")
-        ]
+        places = list((found.get("by_position") or {}).values())
+        shares += [place[name] for place in places for name in ("accuracy", "predicted")]
         shares += [one["accuracy"] for one in found.get("by_question_length") or ()]
         calibration = found.get("calibration")
         bins = calibration["bins"] if calibration else []
