@@ -44,8 +44,8 @@ def test_a_run_that_is_well_says_nothing() -> None:
         ([training(41, loss=4.0), training(42, loss=4.1)], 41, "loss", "the loss jumps to 4.000, where 3."),
         ([training(41, grad_norm=11.0)], 41, "grad_norm", "the gradient norm is 11, where 1 was usual"),
         ([training(n, data_wait=0.5) for n in range(41, 60)], 43, "data_wait", "50% of the time is waited for data"),
-        ([training(n, tokens_per_second=400.0) for n in range(41, 50)], 43, "tokens_per_second", "400 tokens/s, where"),
-        ([training(n, max_memory_rss_gib=2 + n / 99) for n in range(41, 60)], 41, "max_memory_rss_gib", "grown from 2 to"),
+        ([training(n, tokens_per_second=400.0) for n in range(41, 50)], 43, "tokens_per_second", "400 tokens/s, "),
+        ([training(n, max_memory_rss_gib=2 + n / 99) for n in range(41, 60)], 41, "max_memory_rss_gib", "from 2 to"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip

@@ -6,6 +6,7 @@ What a browser makes of it is tested in headless Chromium, and skipped where the
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import shutil
@@ -83,7 +84,7 @@ def evil(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = (
         "--max_steps 4 --max_seq_length 128 --per_device_train_batch_size 4 --logging_steps 1 --report_to none".split()
     )
-    prompts = ("--sample_prompts", *EVIL, "--run_name", EVIL[1])
+    prompts = ("--sample_prompts", *EVIL, "--run_name", EVIL[1], "--prompt_template", "{question}")
     train(model, output, "--dataset_name", data, *columns, *flags, *EVALUATES, *prompts)
     done = run_script(
         "eval_loop.py", "--model_path", output, "--dataset_name", data, *columns, "--split", "train",
@@ -280,7 +281,12 @@ def test_a_file_that_only_looks_like_results_is_none(tmp_path: Path) -> None:
     whole = {"dataset": "sciq", "num_examples": 1, "model_path": "M", "accuracy": 0.5, "samples": []}
     write_json(tmp_path / "a.json", whole)
     assert (result(tmp_path / "a.json") or {})["accuracy"] == 0.5
-    for change in ({"accuracy": "high"}, {"samples": ["text"]}, {"calibration": {}}, {"by_position": {"A": {}}}):
+    for change in (
+        {"accuracy": "high"},
+        {"samples": ["text"]},
+        {"calibration": {"bins": []}},
+        {"by_position": {"A": {}}},
+    ):
         write_json(tmp_path / "a.json", {**whole, **change})
         assert result(tmp_path / "a.json") is None, change
 
@@ -297,7 +303,8 @@ const rgb = (text) => { const c = document.createElement('canvas').getContext('2
   c.fillStyle = text; c.fillRect(0, 0, 1, 1); return [...c.getImageData(0, 0, 1, 1).data]; };
 const light = (c) => c.slice(0, 3).map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
   .reduce((sum, v, n) => sum + v * [.2126, .7152, .0722][n], 0);
-const ratio = (a, b) => { const [x, y] = [light(rgb(a)), light(rgb(b))].sort((p, q) => q - p); return (x + .05) / (y + .05); };
+const ratio = (a, b) => { const [x, y] = [light(rgb(a)), light(rgb(b))].sort((p, q) => q - p);
+  return (x + .05) / (y + .05); };
 const ground = (e) => { for (; e; e = e.parentElement) { const b = getComputedStyle(e).backgroundColor;
   if (rgb(b)[3] === 255) return b; } return 'white'; };
 const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -428,10 +435,11 @@ def test_it_fits_a_phone_and_is_used_by_keys_alone(browser: Any, compared: Path)
     opened(browser, compared, width=390)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
     levels = browser.execute_script(
-        "return [...document.querySelectorAll('h1, h2, h3, h4')].filter(h => h.checkVisibility()).map(h => Number(h.tagName[1]))"
+        "return [...document.querySelectorAll('h1, h2, h3, h4')].filter(h => h.checkVisibility())"
+        ".map(h => Number(h.tagName[1]))"
     )
     assert levels[0] == levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
     nameless = browser.execute_script(
         "return [...document.querySelectorAll('button, select, input, summary, [role=img], [role=region]')]"
         ".filter(e => !(e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.length)).length"
