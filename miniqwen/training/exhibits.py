@@ -153,7 +153,9 @@ def _said(metric: str, curve: Curve, name: str, several: bool) -> str:
 def of_run(found: Mapping[str, Any], records: Sequence[Record], names: Sequence[str]) -> dict[str, Any]:
     """Results, with the run whose model they are of."""
     owner = next((name for record, name in zip(records, names, strict=True) if record.owns(found)), None)
-    return {**found, "run": owner, "label": f"{owner or found['model_path']}: {found['dataset']}"}
+    given = found["dataset"]
+    dataset = " + ".join(Path(str(name)).name for name in ([given] if isinstance(given, str) else given))
+    return {**found, "run": owner, "dataset": dataset, "label": f"{owner or found['model_path']}: {dataset}"}
 
 
 def evaluation_figures(found: Mapping[str, Any]) -> dict[str, Any]:

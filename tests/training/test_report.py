@@ -143,9 +143,8 @@ def test_nothing_from_data_is_markup(evil: Path) -> None:
         assert bad not in text.replace(safe_json(bad), "")
     assert "<img src=x" not in text
     assert text.count("<script") == text.count("</script>") == 3
-    assert "49 " not in re.findall(r'data">(.*?)</script>', text, re.DOTALL)[0], "templates in data stay text"
     prompts = {sample["prompt"] for sample in data_of(text)["samples"] if "prompt" in sample}
-    assert len(prompts) == len(EVIL)
+    assert prompts == set(EVIL), "which are no templates either"
 
 
 def test_results_of_an_evaluation_come_into_the_page_of_their_run(evil: Path, pretrained: Path) -> None:
@@ -173,9 +172,10 @@ def test_three_runs_stand_side_by_side_and_what_differs_comes_first(compared: Pa
     assert {(series["run"], series["name"]) for series in loss["series"]} == {
         (run, name) for run in range(3) for name in ("loss", "eval_loss")
     }
-    differs = re.findall(r'<th scope="row"><code>(\w+)</code></th><td>(.*?)</td><td>(.*?)</td>', text)
-    assert ("learning_rate", "0.001", "0.5") in differs
-    assert ("block_size", "32", "32") not in differs
+    differs = re.findall(r'<th scope="row"><code>(\w+)</code></th><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>', text)
+    assert ("learning_rate", "0.001", "0.5", "5e-05") in differs
+    assert len(differs) > 5
+    assert all(len(set(values)) > 1 for _, *values in differs)
     assert len(text.encode()) <= LARGEST
 
 
@@ -196,7 +196,7 @@ def test_the_page_of_a_run_that_was_killed_has_what_it_had_told(model: Path, mir
 
     def evaluated() -> bool:
         file = output / "report.html"
-        return file.exists() and "eval_loss" in file.read_text()
+        return file.exists() and '"name":"eval_loss"' in file.read_text()
 
     with running(command(*flags), tmp_path / "log") as process:
         wait_until(evaluated, process)
@@ -299,8 +299,11 @@ def test_the_chart_library_is_the_one_that_was_taken_from_its_package() -> None:
 # ---- In a browser
 
 TEXTS = """
-const rgb = (text) => { const c = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-  c.fillStyle = text; c.fillRect(0, 0, 1, 1); return [...c.getImageData(0, 0, 1, 1).data]; };
+const pen = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true}), known = new Map();
+const rgb = (text) => {
+  if (!known.has(text)) { pen.clearRect(0, 0, 1, 1); pen.fillStyle = text; pen.fillRect(0, 0, 1, 1);
+    known.set(text, [...pen.getImageData(0, 0, 1, 1).data]); }
+  return known.get(text); };
 const light = (c) => c.slice(0, 3).map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
   .reduce((sum, v, n) => sum + v * [.2126, .7152, .0722][n], 0);
 const ratio = (a, b) => { const [x, y] = [light(rgb(a)), light(rgb(b))].sort((p, q) => q - p);
@@ -359,9 +362,10 @@ def opened(browser: Any, file: Path, theme: str = "light", width: int = 1280) ->
     )
     scheme = {"name": "prefers-color-scheme", "value": theme}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    browser.get(file.as_uri())
+    browser.execute_script("localStorage.clear()")  # which theme was chosen is remembered
     browser.get_log("browser"), browser.get_log("performance")
     browser.get(file.as_uri())
-    browser.execute_script("try { localStorage.clear() } catch {}")
 
 
 def test_charts_are_drawn_without_an_error_or_the_network(browser: Any, compared: Path) -> None:
@@ -378,9 +382,8 @@ def test_charts_are_drawn_without_an_error_or_the_network(browser: Any, compared
 def test_nothing_from_data_runs(browser: Any, compared: Path, evil: Path) -> None:
     for file in (compared, evil / "report.html"):
         opened(browser, file)
-        assert browser.execute_script("return [typeof window.ran, document.images.length, document.scripts.length]") == [
-            "undefined", 0, 3,
-        ]  # fmt: skip
+        asked = "return [typeof window.ran, document.images.length, document.scripts.length]"
+        assert browser.execute_script(asked) == ["undefined", 0, 3]
         assert EVIL[0] in browser.find_element("id", "cards").text
         assert browser.get_log("browser") == []
         # and would not run either if it were markup: the policy stands

@@ -118,7 +118,7 @@
       if (mark.best) {
         const y = plot.valToPos(mark.value, "y", true);
         ctx.arc(x, y, 5 * ratio, 0, 2 * Math.PI);
-        ctx.fillStyle = color("--good"); ctx.fill();
+        ctx.fillStyle = several ? color(`--c${mark.run % 8}`) : color("--good"); ctx.fill();
         ctx.strokeStyle = color("--panel"); ctx.lineWidth = 2 * ratio; ctx.stroke();
       } else {
         const y = bbox.top + bbox.height;
@@ -150,7 +150,7 @@
       axes: [{ ...rule, values, space: 60, size: 30 }, { ...rule, values, size: 56 }],
       series: [{}, ...chart.series.map((series, n) => ({
         ...look(chart, series), label: series.label, width: 2, show: shown[n], spanGaps: false,
-        points: { show: series.values.length < 40, size: 5 },
+        points: { show: series.values.length < (several ? 16 : 32), size: 5 },
       }))],
       hooks: {
         draw: [marks(chart, shown)],
