@@ -26,8 +26,8 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"questions": "texts choices readings rows splits templates examples protocols"},
     {
         "training": "prefetching batches samples task text_task question_task preview optimizers preemption "
-                    "bad_updates resuming lives history health curves record report output_folder auditing tracking "
-                    "ending opening",
+                    "bad_updates resuming lives history health curves record wording exhibits report output_folder "
+                    "auditing tracking ending opening",
         "eval": "causal_models choice_rows scoring metrics extraction generation dialogue answers comparison "
                 "result_files",
     },

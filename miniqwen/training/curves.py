@@ -6,7 +6,6 @@ stretch stay, and so do the first and the last. Costs: at most `KEPT` points a m
 
 from __future__ import annotations
 
-import itertools
 import re
 from array import array
 from collections.abc import Iterable, Mapping
@@ -70,21 +69,16 @@ class Curve:
         count = len(steps)
         if count <= most:
             return steps, values
-        kept = {0, count - 1}
         # stretches of updates, not of points: those of long ago are fewer already
-        edges = np.searchsorted(steps, np.linspace(steps[0], steps[-1] + 1, max(4, most - 2) // 2 + 1))
-        for start, end in itertools.pairwise(edges.tolist()):
-            part = values[start:end]
-            if np.isnan(part).all():
-                kept |= {start} if len(part) else set()
-            else:
-                kept |= {start + int(np.nanargmin(part)), start + int(np.nanargmax(part))}
-        chosen = sorted(kept)
+        stretches = max(4, most - 2) // 2
+        stretch = (steps - steps[0]) * stretches // (steps[-1] - steps[0] + 1)
+        starts = np.unique(stretch, return_index=True)[1]
+        ends = np.append(starts[1:], count)
+        gaps = np.isnan(values)
+        lowest = np.lexsort((np.where(gaps, np.inf, values), stretch))[starts]
+        highest = np.lexsort((np.where(gaps, -np.inf, values), stretch))[ends - 1]
+        chosen = np.unique(np.concatenate(([0], lowest, highest, [count - 1])))
         return steps[chosen], values[chosen]
-
-    @property
-    def is_empty(self) -> bool:
-        return not self._steps
 
     @property
     def is_zero(self) -> bool:
