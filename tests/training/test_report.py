@@ -360,8 +360,10 @@ def opened(browser: Any, file: Path, theme: str = "light", width: int = 1280) ->
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
     )
-    scheme = {"name": "prefers-color-scheme", "value": theme}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    # and no smooth scrolling, which a click would have to wait for
+    features = {"prefers-color-scheme": theme, "prefers-reduced-motion": "reduce"}
+    wanted = [{"name": name, "value": value} for name, value in features.items()]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": wanted})
     browser.get(file.as_uri())
     browser.execute_script("localStorage.clear()")  # which theme was chosen is remembered
     browser.get_log("browser"), browser.get_log("performance")
