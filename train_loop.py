@@ -136,6 +136,8 @@ def evaluated(run: Run, progress: Progress) -> Progress:
         return progress
     run.tracker.evaluation(progress.step, {**result, "eval_seconds": perf_counter() - began}, samples)
     run.tracker.completions(progress.step, run.task.samples, written)
+    if run.output:
+        run.output.report()
     config = run.config
     return progress.with_evaluation(result[config.best_metric], config.larger_is_better, config.best_is)
 

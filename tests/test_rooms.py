@@ -14,7 +14,7 @@ HOUSE = ROOT / "miniqwen"
 FLOORS: tuple[dict[str, str], ...] = (
     {"": "errors files lock demo"},
     {"config": "flags data models precision task prompt schedule evaluation launch survival output training evaluating "
-               "preparing creating generating auditing"},
+               "preparing creating generating auditing reporting"},
     {
         "model": "tokenization_miniqwen attention loss modeling_miniqwen continuation sizes folder",
         "distributed": "zero gradients shards peers ranks launches workarounds backends runtime",
@@ -26,12 +26,12 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"questions": "texts choices spellings readings rows splits templates examples protocols"},
     {
         "training": "prefetching batches samples task text_task question_task preview optimizers preemption "
-                    "bad_updates resuming lives history memory output_folder auditing tracking flops tracing gauges ending "
-                    "opening",
+                    "bad_updates resuming lives history memory health curves record wording exhibits report "
+                    "output_folder auditing tracking flops tracing gauges ending opening",
         "eval": "causal_models choice_rows scoring metrics phrases mentions extraction generation dialogue answers "
                 "comparison result_files",
     },
-    {"": "create_model generate audit"},
+    {"": "create_model generate audit report"},
 )  # fmt: skip
 COMMANDS = ("train_loop.py", "eval_loop.py", "prepare_datasets.py")
 # What is loaded before the flags are parsed, and so imports nothing heavy.

@@ -16,14 +16,16 @@ from miniqwen.lock import LOCK_FILE
 TRACKERS = ("tensorboard", "wandb")
 SAMPLES_FILE = "samples.jsonl"  # what the model wrote at evaluations
 PROFILE_FOLDER = "profile"  # traces of updates
+BAD_UPDATES_FILE = "bad_updates.json"  # what the updates were made of that were not finite
+REPORT_FILE = "report.html"  # the run on one page
 PREVIEW_FILE = "preview.jsonl"  # what the first updates will be made of
 STOP_FILE = "STOP"  # touched in --output_dir, it ends the run
 # by themselves: W&B writes there before a run has begun, and a run that was killed then leaves its lock
 WORTHLESS = (STOP_FILE, "wandb", LOCK_FILE, PREVIEW_FILE)
 # What a run leaves in its folder: all that --overwrite_output_dir deletes there.
 LEFT_BY_A_RUN = (
-    STOP_FILE, PREVIEW_FILE, PROFILE_FOLDER, "bad_updates.json", "config.yaml", "metrics.jsonl", SAMPLES_FILE,
-    "trainer_state.json", "runs", "wandb", "report.html", "checkpoint-*", "aside-checkpoint-*", ".*.tmp", *MODEL_FILES,
+    STOP_FILE, PREVIEW_FILE, PROFILE_FOLDER, BAD_UPDATES_FILE, "config.yaml", "metrics.jsonl", SAMPLES_FILE,
+    "trainer_state.json", "runs", "wandb", REPORT_FILE, "checkpoint-*", "aside-checkpoint-*", ".*.tmp", *MODEL_FILES,
 )  # fmt: skip
 
 

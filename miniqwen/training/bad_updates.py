@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from miniqwen.checkpoints.checkpoint import Progress
+from miniqwen.config.output import BAD_UPDATES_FILE
 from miniqwen.config.training import TrainConfig
 from miniqwen.data.packing import stored_cursors
 from miniqwen.distributed.runtime import Runtime
@@ -22,15 +23,13 @@ from miniqwen.errors import UserError
 from miniqwen.files import write_json
 from miniqwen.training.batches import Update
 
-FILE = "bad_updates.json"
-
 
 class BadUpdates:
     """The updates in a row that were skipped; every rank calls it alike."""
 
     def __init__(self, config: TrainConfig, runtime: Runtime, tokenizer: PreTrainedTokenizerBase) -> None:
         self._config, self._runtime, self._tokenizer = config, runtime, tokenizer
-        self._file = Path(str(config.output_dir)) / FILE
+        self._file = Path(str(config.output_dir)) / BAD_UPDATES_FILE
         self._in_a_row: list[dict[str, Any]] = []
 
     def caught(self, before: Progress, update: Update, losses: Sequence[torch.Tensor], grad_norm: float) -> bool:

@@ -54,7 +54,7 @@ class MicroBatch:
     @property
     def num_logits(self) -> int:
         """Rows that meet the output matrix."""
-        return self.num_targets if self.drop_ignored else self.targets.numel()
+        return self.targets.numel() if self.places is None else self.places.numel()
 
     def num_bytes(self, token_bytes: np.ndarray | None) -> int:
         """Bytes of text in the targets, by a table of bytes per token; 0 without one."""

@@ -51,6 +51,8 @@ def failures_told(
         except OSError as full:
             print(f"trainer_state.json cannot be written ({full})", file=sys.stderr, flush=True)
         finally:
+            if output and not isinstance(error, LockLost):
+                output.report(last=True)
             tracker.close(failed=not isinstance(error, (Preempted, Interrupted)))
         raise
 

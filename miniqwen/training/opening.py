@@ -71,6 +71,7 @@ class Run:
             if self.output:
                 self.tracker.sync()
                 self.output.save(whole, tensors, self.tracker.wandb_run_id)
+                self.output.report()
 
     def note_evaluation(self, progress: Progress) -> bool:
         """In the checkpoint that was written at this update, before it was evaluated; whether it is in this folder.
@@ -93,6 +94,7 @@ class Run:
         """The run has ended without a failure: its state, its trackers and its process group with it."""
         if self.output:
             self.output.set_status(status, progress, self.tracker.wandb_run_id, reason)
+            self.output.report(last=True)
         self.tracker.close()
         where = self.gauges.close()
         if self.config.trains:

@@ -1,4 +1,4 @@
-"""What a run leaves in `--output_dir`: the resolved configuration, its state, checkpoints, and the final model.
+"""What a run leaves in `--output_dir`: the resolved configuration, its state, checkpoints, the final model, a page.
 
 Promises: nothing that is already there is overwritten without `--overwrite_output_dir`, which deletes only what a run
 leaves; the pointer to the last checkpoint moves after the checkpoint is whole; neither the best checkpoint nor the only
@@ -33,7 +33,7 @@ from miniqwen.checkpoints.checkpoint import (
     write_checkpoint,
 )
 from miniqwen.checkpoints.tensor_files import StoredTensors, TensorWriter
-from miniqwen.config.flags import dump
+from miniqwen.config.flags import dump, plain
 from miniqwen.config.models import MODEL_FILES
 from miniqwen.config.output import LEFT_BY_A_RUN
 from miniqwen.config.training import TrainConfig
@@ -44,6 +44,7 @@ from miniqwen.model.modeling_miniqwen import describe_model
 from miniqwen.model.tokenization_miniqwen import save_tokenizer
 from miniqwen.questions.readings import Reading
 from miniqwen.questions.templates import Template
+from miniqwen.training.report import Report
 from miniqwen.training.resuming import checkpoint_to_resume
 
 ONE_AT_A_TIME = threading.Lock()  # the loop, a save in the background and `ending.silence_noted` write the state
@@ -119,12 +120,21 @@ class OutputFolder:
         self._beside, self._identity, self._total_steps = beside, identity, total_steps
         self._background = Background()
         self._final_model: str | None = None  # the checkpoint that it was made of
+        self._report: Report | None = None
 
     def start(self, progress: Progress, wandb_run_id: str | None, recorded: Mapping[str, Any]) -> None:
         """Write config.yaml and say that the run is on."""
         with self._writable():
             write_text(self.folder / "config.yaml", dump(self._config, recorded))
             self.set_status("running", progress, wandb_run_id)
+        may_write = self._lock.check if self._lock else None
+        self._report = Report(self.folder, plain(self._config), recorded, may_write)
+        self.report()
+
+    def report(self, last: bool = False) -> None:
+        """Rewrite report.html, which ends no run; see `Report.rewrite`."""
+        if self._report:
+            self._report.rewrite(last)
 
     def set_status(self, status: str, progress: Progress, wandb_run_id: str | None, reason: str | None = None) -> None:
         """trainer_state.json: running, finished, preempted or failed, why, where the checkpoints are, and of which of
