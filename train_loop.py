@@ -193,7 +193,7 @@ def main(config: TrainConfig, stop: StopRequest) -> None:
                 progress = evaluated(run, run.begins)
                 stopped = progress is run.begins
             early = ended_early(progress, run.steps, config)
-            reason = reason_to_stop(stop, run.runtime, run.tracker) if stopped else early
+            reason = reason_to_stop(stop, progress, run.runtime, run.tracker) if stopped else early
             if config.trains and not stopped:
                 run.write_final_model(progress)
         run.close("preempted" if stopped else "finished", progress, reason)

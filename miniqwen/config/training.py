@@ -33,6 +33,14 @@ class TrainConfig(
                 "--validation_blocks 0 leaves no text to evaluate on: give more, or leave out --do_eval and "
                 "--eval_strategy"
             )
+        if self.resolved_task == "pretrain" and self.length == 1:
+            found.append("--block_size: a block of one token has none to predict; give at least 2")
+        sources = len(self.named)
+        if self.resolved_task == "pretrain" and self.evaluates and 0 < (self.max_eval_samples or 0) < sources:
+            found.append(
+                f"--max_eval_samples {self.max_eval_samples} is shared out over {sources} data sets: give at least "
+                f"{sources}, or some would not be evaluated at all"
+            )
         return found
 
     @property

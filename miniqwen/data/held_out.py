@@ -98,8 +98,9 @@ def hold_out(
     `stored`: those of an earlier part of the run, which are taken instead. Nothing is held out where no document is
     short enough. Raises `UserError` where what was read has no text, but something else, or where that was all.
     """
-    text_bytes, held, stretches = 0, HeldOut(), list[Stretch]()
+    text_bytes, held, stretches, looked_at = 0, HeldOut(), list[Stretch](), set[int]()
     for units in _groups(source):
+        looked_at |= {unit for unit, _ in units}
         stretches = [stretch for unit, fractions in units for stretch in _stretches(source, unit, fractions)]
         text_bytes = _measure(source, stretches)
         if stored is not None:
@@ -109,7 +110,7 @@ def hold_out(
         if held.count or stored is not None or not wanted:
             break
     if not text_bytes:
-        _refuse_without_text(source, stretches)
+        _refuse_without_text(source, stretches, is_all=len(looked_at) == len(source.units()))
     contents = list(_documents(source, held))
     kept = [np.asarray(tokens, dtype=np.int64) for content, _ in contents for tokens in encode([content])]
     size = sum(size for _, size in contents)
@@ -172,7 +173,7 @@ def _measure(source: Windows, stretches: Sequence[Stretch]) -> int:
     return round(measured * int(units.sizes.sum()) / sizes) if sizes else 0
 
 
-def _refuse_without_text(source: Windows, stretches: Sequence[Stretch]) -> None:
+def _refuse_without_text(source: Windows, stretches: Sequence[Stretch], is_all: bool) -> None:
     """What no run could train on is told before it begins."""
     for stretch in stretches:
         for row, content, _ in _rows(source, stretch):
@@ -182,8 +183,8 @@ def _refuse_without_text(source: Windows, stretches: Sequence[Stretch]) -> None:
                     f"{source.place(stretch.unit, row)}: {content!r:.80} is not text ({kind}); "
                     "choose a --text_column of texts"
                 )
-    if len({stretch.unit for stretch in stretches}) == len(source.units()):
-        raise UserError(f"{source.name}: there is no text in it: every row is empty")
+    if is_all:
+        raise UserError(f"{source.name}: there is no text in it to train on: every row is empty or cannot be read")
 
 
 def _chosen(source: Windows, stretches: Sequence[Stretch], encode: Encode, wanted: int, limit: float) -> HeldOut:

@@ -7,6 +7,7 @@ lane. Integers throughout: the same on every machine. Costs: nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from fractions import Fraction
 
@@ -22,7 +23,8 @@ class Mixture:
     def __init__(self, shares: Mapping[str, float], lanes: int) -> None:
         self.names, self._lanes = tuple(shares), lanes
         parts = [Fraction(share) for share in shares.values()]
-        self._ends = [sum(parts[: number + 1], Fraction()) / sum(parts) * lanes * ONE for number in range(len(parts))]
+        upto = [sum(parts[: number + 1], Fraction()) for number in range(len(parts))]
+        self._ends = [math.ceil(part / sum(parts) * lanes * ONE) for part in upto]  # u is whole
 
     def source(self, lane: int, block: int) -> str:
         """The source of block number `block` of `lane`: the one whose interval of the cumulative shares holds u.

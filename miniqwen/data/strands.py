@@ -156,14 +156,14 @@ class Reading:
         while True:
             if may_open and self._opened():
                 return len(self._strands) - 1
-            waits = [slot for slot in range(len(self._strands)) if self._was_cut(slot, block)]
             for turn in range(self._turn, self._turn + 2 * self._most):  # all of them, wherever in a round it is
                 slot = self._slot(turn)
-                if slot < len(self._strands) and slot not in waits and self._has_document(slot):
+                if slot < len(self._strands) and not self._was_cut(slot, block) and self._has_document(slot):
                     self._turn = turn + 1
                     return slot
             if self._opened():
                 return len(self._strands) - 1
+            waits = [slot for slot in range(len(self._strands)) if self._was_cut(slot, block)]
             for slot in sorted(waits, key=lambda slot: self._strands[slot].cut):  # type: ignore[union-attr]
                 if self._has_document(slot):  # there is no other text
                     return slot
@@ -174,7 +174,7 @@ class Reading:
         round_number, place = divmod(turn, self._most)
         if self._round[0] != round_number:
             self._round = (round_number, self._order.turns(self._lane, round_number).tolist())
-        return int(self._round[1][place])
+        return self._round[1][place]
 
     def _was_cut(self, slot: int, block: int) -> bool:
         """Whether its document goes on, and another part of it has come lately."""
@@ -211,12 +211,14 @@ class Reading:
                 self._pass(slot, None)
                 continue
             if not strand.offset:  # else it was counted when it was begun
-                self._counts.update({found.row.kind: 1, **found.oddities})
+                self._counts[found.row.kind] += 1
+                for oddity, times in found.oddities.items():
+                    self._counts[oddity] += times
             if found.tokens is None:
                 self._pass(slot, found.row.after)
                 continue
             self._at_hand[slot], self._empty_epochs = found, 0
-            self._strands[slot] = strand._replace(window=found.row.place.window, row=found.row.place.row)
+            self._strands[slot] = Strand(strand.piece, *found.row.place, strand.offset, strand.cut)
         return True
 
     def _pass(self, slot: int, after: Place | None) -> None:

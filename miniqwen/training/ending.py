@@ -129,27 +129,32 @@ def closing_summary(config: TrainConfig, progress: Progress, steps: Steps, track
     return [said, *curves, f"next: talk to it, python -m miniqwen.generate --model_path {folder}"]
 
 
-def reason_to_stop(stop: StopRequest, runtime: Runtime, tracker: Tracker) -> str:
+def reason_to_stop(stop: StopRequest, progress: Progress, runtime: Runtime, tracker: Tracker) -> str:
     """Why the ranks stopped, of the first that was asked to; the STOP file has done its work and goes.
 
-    Raises the `UserError` that a rank's data ended with: the others have saved with it.
+    Raises the `UserError` that a rank's data ended with: the others have saved with it, where there was what to save.
     """
     fault = stop.data_error
     own = [stop.obeyed(), stop.signalled, [type(fault).__name__, *fault.problems] if fault else None]
     told = runtime.gather(own)
     stop.signalled = any(signalled for _, signalled, _ in told)  # all end with the same status
     faults = [fault for *_, fault in told if fault]
+    is_saved = progress.step > 0
     if faults:
-        raise _data_fault([kind for kind, *_ in faults], [problem for _, *problems in faults for problem in problems])
+        problems = [problem for _, *problems in faults for problem in problems]
+        raise _data_fault([kind for kind, *_ in faults], problems, is_saved)
     rank, reason = next((rank, reason) for rank, (reason, *_) in enumerate(told) if reason)
     reason = f"rank {rank}: {reason}" if runtime.world_size > 1 else reason
-    tracker.say(f"stopped and saved: {reason}; --resume_from_checkpoint auto goes on")
+    kept = "stopped and saved" if is_saved else "stopped before the first update"
+    tracker.say(f"{kept}: {reason}; --resume_from_checkpoint auto goes on")
     return str(reason)
 
 
-def _data_fault(kinds: Sequence[str], problems: Sequence[str]) -> UserError:
+def _data_fault(kinds: Sequence[str], problems: Sequence[str], is_saved: bool) -> UserError:
     """What the data of some ranks ended with, for all of them to raise, and how to go on."""
-    go_on = "what was trained is saved: the same command with --resume_from_checkpoint auto goes on from there"
+    go_on = "no update was made yet: the same command with --resume_from_checkpoint auto begins again"
+    if is_saved:
+        go_on = "what was trained is saved: the same command with --resume_from_checkpoint auto goes on from there"
     if all(kind == HubTimeout.__name__ for kind in kinds):
         error: UserError = HubTimeout(*dict.fromkeys(problems), go_on)
         error.of_one_rank = False

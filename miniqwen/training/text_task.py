@@ -156,14 +156,11 @@ def validation_text(
             split_text = TextWindows(repository.source(str(named), (text_column(of_source.named[name], of_source),)))
             kept = hold_out(split_text, document_encoder(tokenizer), wanted, share=None).kept
         if not kept and config.evaluates:
-            where = f"the split {named} has no text" if apart else (
+            raise _no_validation_text(name, f"the split {named} has no text" if apart else (
+                "what the checkpoint held out, if anything, is in none of its files" if rows is not None else
                 f"at most 5 % of its {measured.text_bytes:,} bytes of text are held out of {of_source.train_split}, "
                 "and no document looked at is as short"
-            )  # fmt: skip
-            raise UserError(
-                f"{name}: no validation text: {where}; name another --validation_split, or leave --do_eval and "
-                "--eval_strategy out to train on all of it"
-            )
+            ))  # fmt: skip
         blocks = split(np.concatenate(kept)[:wanted], config.length) if kept and wanted else []
         found[name] = {
             "held_out": measured.held_out.to_json(windows), "split": named if apart else of_source.train_split,
@@ -172,6 +169,13 @@ def validation_text(
             "skipped": windows.all_skipped() if isinstance(windows, ReadableUnits) else {},
         }  # fmt: skip
     return found
+
+
+def _no_validation_text(name: str, why: str) -> UserError:
+    return UserError(
+        f"{name}: no validation text: {why}; name another --validation_split, or leave --do_eval and --eval_strategy "
+        "out to train on all of it"
+    )
 
 
 def _windows(
@@ -223,6 +227,9 @@ def _validation(
             for place, (name, own) in enumerate(blocks.items())
         }
     size = config.per_device_eval_batch_size
+    for name, own in blocks.items():
+        if own and config.evaluates and not block_batch(own, config.length, end).num_targets:
+            raise _no_validation_text(name, "in what is kept no token follows another")
     return {
         name: shared_out(own, plan, size, lambda rows: block_batch(rows, config.length, end))
         for name, own in blocks.items()

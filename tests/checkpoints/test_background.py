@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from miniqwen.checkpoints.background import Background
+from miniqwen.training.auditing import audit
 
 
 def test_what_is_written_is_what_was_there_when_it_was_copied() -> None:
@@ -83,6 +84,7 @@ def test_background_saves_leave_the_same_checkpoints_and_resume_to_the_same_weig
         assert sorted(path.name for path in output.glob("checkpoint-*")) == kept
         assert (state(output)["status"], state(output)["last_checkpoint"]) == ("finished", "checkpoint-12")
         assert not list(output.glob(".*.tmp"))
+        assert audit(output).faults == []
         for name in kept:
             one, other = (json.loads((folder / name / "manifest.json").read_text()) for folder in (plain, output))
             tensors = {"model.safetensors", "optimizer.safetensors"}

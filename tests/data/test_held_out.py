@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +14,12 @@ import pytest
 from runs import article, metrics, run_script, write_parquet
 
 from miniqwen.config.data import DataFlags
+from miniqwen.config.training import TrainConfig
 from miniqwen.data import windows
 from miniqwen.data.held_out import PLACES, HeldOut, hold_out
 from miniqwen.data.repositories import resolve
 from miniqwen.data.windows import TextWindows
+from miniqwen.errors import UserError
 
 
 def text_of(folder: Path, **flags: str) -> TextWindows:
@@ -53,6 +56,29 @@ def test_it_comes_from_all_over_a_source_and_is_never_more_than_said(tmp_path: P
         places = np.array(rows_in_file(found.held_out, source)) * PLACES // len(texts)
         assert len(set(places.tolist())) >= PLACES - 4
     assert 4000 <= sum(map(len, small.kept)) < 4000 + PLACES * max(map(len, texts))
+
+
+@pytest.mark.parametrize("name", ["train.parquet", "train.jsonl", "train.json", "train.txt"])
+@pytest.mark.parametrize("wanted", [60, 500, 4000])
+def test_a_few_blocks_too_come_from_places_all_over_and_from_as_many_as_they_have_documents(
+    tmp_path: Path, name: str, wanted: int
+) -> None:
+    """One document more than was asked for at the most, whatever the format, and the file's first ones are not it."""
+    texts = [article(number).replace("\n", " ") for number in range(800)]
+    folder = tmp_path / "data"
+    if name.endswith(".txt"):
+        folder.mkdir()
+        (folder / name).write_text("\n".join(texts) + "\n")
+        source = text_of(folder)
+    else:
+        source = written(folder, name, texts)
+    found = hold_out(source, letters, wanted)
+    rows = rows_in_file(found.held_out, source)
+    lengths = [len(texts[row]) for row in rows]
+    assert sum(lengths[:-1]) < wanted <= sum(lengths) <= 0.05 * sum(map(len, texts))
+    places = sorted({row * PLACES // len(texts) for row in rows})
+    assert len(places) >= min(len(rows), PLACES - 4)
+    assert rows[0] >= len(texts) // (2 * PLACES) - 20
 
 
 def rows_in_file(held: HeldOut, source: TextWindows) -> list[int]:
@@ -134,6 +160,42 @@ def test_one_document_trains_without_evaluation_and_is_refused_with_advice_where
     assert done.returncode == 0, done.stderr
     assert "one.txt: 1 files; no validation text" in done.stdout
     assert (tmp_path / "run/checkpoint-4/manifest.json").is_file()
+
+
+def test_files_that_are_empty_are_refused_before_a_run_begins_whatever_they_are(model: Path, tmp_path: Path) -> None:
+    for name, data in (("a.jsonl", b""), ("b.txt", b""), ("c.txt", b"\n\n\n"), ("d.csv", b"text\n")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=f"{name}: there is no text in it to train on"):
+            hold_out(text_of(tmp_path / name), letters, 0)
+    flags = [*FLAGS, "--model_path", model, "--dataset_name", tmp_path / "b.txt", "--output_dir", tmp_path / "run"]
+    refused = run_script("train_loop.py", *flags)
+    assert refused.returncode == 2
+    assert "saved" not in refused.stderr
+    assert not list((tmp_path / "run").glob("*.yaml"))
+
+
+def test_what_breaks_before_the_first_update_is_not_told_to_be_saved(model: Path, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"text": article(number)} for number in range(400)]
+    rows[::3] = [{"text": 7}] * len(rows[::3])
+    file = tmp_path / "mixed.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = [*FLAGS, "--model_path", model, "--dataset_name", file, "--output_dir", tmp_path / "run"]
+    failed = run_script("train_loop.py", *flags)
+    assert failed.returncode == 2
+    assert "7 is not text (int)" in failed.stderr
+    assert "no update was made yet: the same command with --resume_from_checkpoint auto begins again" in failed.stderr
+
+
+def test_an_evaluation_without_a_single_target_is_refused(tmp_path: Path) -> None:
+    def problems(*names: str, **flags: Any) -> str:
+        config = TrainConfig(dataset_name=names, task="pretrain", do_eval=True, **flags)
+        return "\n".join(config.problems())
+
+    assert "--max_eval_samples 1 is shared out over 2 data sets: give at least 2" in problems(
+        "wikipedia", "arxiv", max_eval_samples=1
+    )
+    assert "--max_eval_samples" not in problems("wikipedia", "arxiv", max_eval_samples=2)
+    assert "--block_size: a block of one token has none to predict" in problems("wikipedia", block_size=1)
 
 
 def test_a_run_may_train_on_everything_and_says_before_how_often_it_will_read_each_source(

@@ -14,6 +14,8 @@ from faulty_hub import Fault, FaultyHub
 from runs import article, command, run_script, running, state, wait_for_updates, wait_until, write_parquet
 from safetensors.torch import load_file
 
+from miniqwen.training.auditing import audit
+
 PRETRAIN = (
     "--dataset_name some/text --task pretrain --text_column text --block_size 64 --per_device_train_batch_size 2 "
     "--learning_rate 1e-2 --logging_steps 5 --save_steps 1000 --validation_blocks 2 --max_steps 24 --report_to none"
@@ -66,6 +68,7 @@ def test_a_hub_that_leaves_in_mid_training_costs_nothing_but_time(
         done = train(hub, model, broken, "--resume_from_checkpoint", "auto", processes=processes)
         assert done.returncode == 0, done.stderr
     assert json.loads((broken / "trainer_state.json").read_text())["status"] == "finished"
+    assert audit(broken).faults == []
     for name, value in weights(whole).items():
         torch.testing.assert_close(weights(broken)[name], value, rtol=0, atol=0, msg=name)
 

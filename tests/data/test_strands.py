@@ -17,7 +17,7 @@ from miniqwen.data.documents import Layout, Order
 from miniqwen.data.held_out import HeldOut
 from miniqwen.data.repositories import resolve
 from miniqwen.data.sources import Source
-from miniqwen.data.strands import Reading, SourceCursor
+from miniqwen.data.strands import APART, Reading, SourceCursor
 from miniqwen.data.windows import TextWindows
 from miniqwen.errors import UserError
 
@@ -95,6 +95,28 @@ def test_the_first_block_reads_one_place_and_each_later_one_opens_another(source
         own.fill(tokens, block)
         opened.append(len(own.cursor().strands))
     assert opened == [1, 2, 3, 4, 5, 5, 5]
+
+
+@pytest.mark.parametrize("strands", [1, 2, 3, 4, 8, 16])
+def test_blocks_of_a_document_are_four_updates_apart_or_as_many_as_there_are_places(
+    tmp_path: Path, strands: int
+) -> None:
+    """As long as there are pieces to open: behind the last one, places run out one by one."""
+    source = source_of(tmp_path / "long", [f"{number} {35 + 7 * number % 30}" for number in range(200)])
+    own, pieces = reading(source, 1, 0, Layout(strands, 1)), -(-200 // 7)
+    tokens, block = np.empty(10, np.int64), 0
+    last: dict[int, int] = {}
+    distances: list[int] = []
+    while True:
+        own.fill(tokens, block)
+        if own.cursor().next_piece == pieces:
+            break
+        for number in set(tokens.tolist()):
+            distances += [block - last[number]] if number in last else []
+            last[number] = block
+        block += 1
+    assert len(distances) > 100
+    assert min(distances) == min(strands, APART)
 
 
 def test_more_lanes_than_documents_all_get_text_and_a_source_without_any_is_an_error_and_not_a_hang(

@@ -19,6 +19,8 @@ import torch
 from runs import WORDS, metrics, needs_compiler, run_script
 from safetensors.torch import load_file
 
+from miniqwen.training.auditing import audit
+
 PLANS = ((1, 8), (2, 4), (4, 2), (8, 1))  # micro-batch x accumulation of one process
 CONTINUED = (2, 4)  # the plan that runs to update 10, and is saved at 5
 VARIANTS = {
@@ -143,6 +145,8 @@ class Bench:
         file.write_text(json.dumps(runs))
         done = run_script("tests/runs_in_a_row.py", file, processes=place.world, limit=limit)
         assert done.returncode == 0, done.stderr[-6000:]
+        for words in runs:
+            assert audit(Path(words[words.index("--output_dir") + 1])).faults == []
 
 
 def difference(one: Path, other: Path) -> float:

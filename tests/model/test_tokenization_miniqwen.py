@@ -128,6 +128,15 @@ def test_every_token_stands_for_its_bytes_and_control_tokens_for_none() -> None:
     assert token_bytes(PreTrainedTokenizerFast(tokenizer_object=words)) is None, "not written as bytes"
 
 
+@settings(max_examples=200, deadline=None)
+@given(odd_texts)
+def test_the_bytes_of_any_text_s_tokens_are_exactly_the_bytes_of_the_text(text: str) -> None:
+    table = token_bytes(TOKENIZER)
+    assert table is not None
+    (tokens,) = document_encoder(TOKENIZER)([text])
+    assert table[tokens].sum() == len(unicodedata.normalize("NFC", text).encode())
+
+
 def test_training_depends_on_the_texts_alone() -> None:
     assert train_tokenizer(iter(TEXTS), 400).get_vocab() == TOKENIZER.get_vocab()
     assert train_tokenizer(["other words altogether"] * 9, 400).get_vocab() != TOKENIZER.get_vocab()

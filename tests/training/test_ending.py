@@ -34,6 +34,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from miniqwen.distributed.peers import differing
+from miniqwen.training.auditing import audit
 
 
 def flags(model: Path, mirror: Path, output: Path, *more: object) -> list[object]:
@@ -65,6 +66,7 @@ def test_a_killed_or_hung_rank_ends_the_job_is_named_and_the_next_start_resumes(
     assert done.returncode == 0, done.stderr
     assert f"update {reached}" in done.stdout
     assert (state(output)["status"], state(output)["step"]) == ("finished", reached + 3)
+    assert audit(output).faults == []
 
 
 ALONE_WITH_ITS_THREAD = """
@@ -224,6 +226,8 @@ def test_updates_that_are_not_finite_are_skipped_on_every_rank_alike_and_counted
     for name, value in first.items():
         assert_close(value, second[name], rtol=0, atol=2e-5, equal_nan=True)
     assert first["lm_head.weight"].isfinite().all()
+    (fault,) = audit(two).faults  # the model's own
+    assert fault.endswith("has values that are no numbers: model.embed_tokens.weight")
     written = json.loads((two / "bad_updates.json").read_text())["updates"]
     assert written[-1]["update"] == skipped[-1]
     texts = [text for rank in written[-1]["ranks"] for batch in rank["micro_batches"] for text in batch["texts"]]

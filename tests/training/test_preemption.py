@@ -22,6 +22,7 @@ from torch.testing import assert_close
 from miniqwen.config.survival import seconds
 from miniqwen.config.training import TrainConfig
 from miniqwen.errors import SAME_KEY_PRESS
+from miniqwen.training.auditing import audit
 from miniqwen.training.preemption import SIGNALS, Preempted, StopRequest
 
 
@@ -235,6 +236,7 @@ def test_an_evaluation_is_given_up_on_all_ranks_and_made_after_the_resume(
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in lines(output) if "eval_loss" in line] == [3, 6]
     assert state(output)["best_step"] in (3, 6)
+    assert audit(output).faults == []
 
 
 WAITING = """
