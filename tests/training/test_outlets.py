@@ -5,11 +5,25 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import TINY, command, lines, run_script, running, state, wait_for_updates, wandb_records
+import yaml
+from runs import (
+    OFFLINE,
+    ROOT,
+    TINY,
+    command,
+    lines,
+    run_script,
+    running,
+    state,
+    wait_for_updates,
+    wandb_records,
+    warm_python,
+)  # fmt: skip
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from miniqwen.config.training import TrainConfig
@@ -168,3 +182,34 @@ def test_another_tracker_of_accelerates_gets_the_same_numbers(model: Path, mirro
     }
     (rate,) = tmp_path.glob("mlruns/*/*/params/learning_rate")
     assert rate.read_text() == "0.01"
+
+
+def test_the_sweep_runs_as_wandbs_agent_runs_it(model: Path, mirror: Path, tmp_path: Path) -> None:
+    from wandb.sdk.launch.sweeps import utils
+
+    sweep = yaml.safe_load((ROOT / "cluster" / "wandb_sweep.yaml").read_text())
+    assert sweep["metric"] == {"name": "eval/loss", "goal": "minimize"}
+    drawn = {"learning_rate": 0.002, "lr_scheduler_type": "warmup_stable_decay", "seed": 43}
+    assert drawn.keys() == sweep["parameters"].keys()
+    parts = {**utils.create_sweep_command_args({"args": {name: {"value": value} for name, value in drawn.items()}})}
+    words = [
+        word
+        for part in utils.create_sweep_command(sweep["command"])
+        for word in (parts[part[2:-1]] if part.startswith("${") else [part])
+    ]
+    assert words[:2] == ["bash", "-c"]
+    ours = words[2]  # of the guide's size: a small world here instead
+    for wanted in ("--config recipes/pretrain.yaml", '--output_dir "runs/sweep/$WANDB_RUN_ID"', "--report_to wandb"):
+        assert wanted in ours
+    tiny = " ".join(map(str, ["--data_root", mirror, *REPORTED, "--max_steps", 4]))
+    ours = ours.replace("accelerate launch -q", warm_python()).replace("--config recipes/pretrain.yaml", tiny)
+    ours = ours.replace("./miniqwen_checkpoints/final_model", str(model)).replace("runs/sweep", str(tmp_path))
+    done = subprocess.run(
+        ["bash", "-c", ours, *words[3:]], cwd=ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | OFFLINE | {"WANDB_RUN_ID": "abc123", "WANDB_SWEEP_ID": "s1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (records,) = pieces(tmp_path / "abc123")
+    assert next(record.run.run_id for record in records if record.run.run_id) == "abc123"
+    known = config_of(records)
+    assert {name: known[name] for name in drawn} == drawn
