@@ -53,7 +53,8 @@ def failures_told(
         finally:
             if output and not isinstance(error, LockLost):
                 output.report(last=True)
-            tracker.close(failed=not isinstance(error, (Preempted, Interrupted)))
+            stopped = isinstance(error, (Preempted, Interrupted))
+            tracker.close("preempted" if stopped else "failed", None if stopped else f"{type(error).__name__}: {error}")
         raise
 
 
@@ -113,12 +114,12 @@ def ended_early(progress: Progress, steps: Steps, config: TrainConfig) -> str | 
     return f"stopped early: {patience} evaluations without a better one (--early_stopping_patience)"
 
 
-def closing_summary(config: TrainConfig, progress: Progress, steps: Steps, seconds: float) -> list[str]:
+def closing_summary(config: TrainConfig, progress: Progress, steps: Steps, tracker: Tracker) -> list[str]:
     """What a run that has reached its end did, and what can be done with it now."""
     folder = shlex.quote(str(config.output_dir))
     early = ended_early(progress, steps, config)
     said = f"finished: {progress.step} updates{f' of {steps.total}, {early}' if early else ''}, "
-    said += f"{progress.tokens:,} tokens in {seconds / 60:.1f} minutes"
+    said += f"{progress.tokens:,} tokens in {tracker.elapsed / 60:.1f} minutes"
     if progress.best_step is not None:
         said += f"; best {config.best_metric} {progress.best_metric:.4f}, at update {progress.best_step}"
     if progress.skipped_updates:
@@ -126,6 +127,7 @@ def closing_summary(config: TrainConfig, progress: Progress, steps: Steps, secon
     if not config.hints:
         return [said]
     curves = [f"curves: tensorboard --logdir {folder}"] if "tensorboard" in config.trackers else []
+    curves += tracker.places
     return [said, *curves, f"next: talk to it, python -m miniqwen.generate --model_path {folder}"]
 
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from miniqwen.checkpoints.checkpoint import Checkpoint, Progress, read_checkpoint
 from miniqwen.checkpoints.tensor_files import StoredTensors
+from miniqwen.config.flags import plain
 from miniqwen.config.training import TrainConfig
 from miniqwen.data.packing import stored_cursors
 from miniqwen.data.repositories import Repository, locate, text_column
@@ -33,6 +34,7 @@ from miniqwen.training.gauges import Card, Gauges, first_began
 from miniqwen.training.lives import lives_until_now, versions
 from miniqwen.training.memory import set_aside
 from miniqwen.training.optimizers import make_optimizer, record_optimizer
+from miniqwen.training.outlets.wandb import check_login, is_off
 from miniqwen.training.output_folder import OutputFolder, open_output_dir
 from miniqwen.training.preemption import StopRequest
 from miniqwen.training.preview import show_preview
@@ -72,6 +74,8 @@ class Run:
                 self.tracker.sync()
                 self.output.save(whole, tensors, self.tracker.wandb_run_id)
                 self.output.report()
+                if self.config.log_model == "all":
+                    self.tracker.model(self.output.folder / f"checkpoint-{progress.step}", f"step-{progress.step}")
 
     def note_evaluation(self, progress: Progress) -> bool:
         """In the checkpoint that was written at this update, before it was evaluated; whether it is in this folder.
@@ -89,18 +93,22 @@ class Run:
         with self.runtime.together(tensors):
             if self.output:
                 self.tracker.say(f"{self.output.write_final_model(tensors, progress)} is in {self.output.folder}")
+                if self.config.log_model != "none":
+                    best = "best" if self.config.load_best_model_at_end else "last"
+                    self.tracker.model(self.output.folder, best, "final")
 
     def close(self, status: str, progress: Progress, reason: str | None) -> None:
         """The run has ended without a failure: its state, its trackers and its process group with it."""
         if self.output:
             self.output.set_status(status, progress, self.tracker.wandb_run_id, reason)
             self.output.report(last=True)
-        self.tracker.close()
+        best = {"best_step": progress.best_step, "best_metric": progress.best_metric}
+        self.tracker.close(status, reason, best if progress.best_step is not None else None)
         where = self.gauges.close()
         if self.config.trains:
             self.runtime.print(where)
         if status == "finished" and self.config.trains:
-            for line in closing_summary(self.config, progress, self.steps, self.tracker.elapsed):
+            for line in closing_summary(self.config, progress, self.steps, self.tracker):
                 self.runtime.print(line)
         self.runtime.close()
 
@@ -125,6 +133,8 @@ def open_run(config: TrainConfig, stop: StopRequest) -> Iterator[Run | None]:
 
 def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: FolderLock) -> Run | None:
     found = runtime.on_main(lambda: open_output_dir(config))
+    if "wandb" in config.trackers and not is_off() and not config.preview:
+        runtime.on_main(check_login)
     stop.forget_stale_file()
     with runtime.together():  # what only one rank finds amiss ends all of them
         checkpoint = read_checkpoint(Path(found["checkpoint"])) if found["checkpoint"] else None
@@ -178,15 +188,17 @@ def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: Fold
     for line in (*task.notes, *lowered, f"{runs_on}; {size}{rows * config.length:,} tokens)", *mfu):
         runtime.print(line)
 
-    positions: int = bare.config.max_position_embeddings  # type: ignore[assignment, union-attr]
+    described: dict[str, Any] = bare.config.to_dict()  # type: ignore[operator, union-attr]
+    positions = described["max_position_embeddings"]
     task = replace(task, samples=fitting(task.samples, positions))
     output = None
     if runtime.is_main:
         beside = [kept for kept in (task.template, task.reading) if kept]
         output = OutputFolder(config, bare, tokenizer, beside, identity, steps.total, lock)
-    tracker = Tracker(config, runtime.is_main, progress.step, steps.total, checkpoint)
+    facts = {"data": identity, "validation": task.held_out, "parameters": parameters}
+    known = {"flags": plain(config), "model": described, "start": lives[-1], **facts}
+    tracker = Tracker(config, runtime.is_main, progress.step, steps.total, checkpoint, known)
     if output:
-        facts = {"data": identity, "validation": task.held_out, "parameters": parameters}
         output.start(progress, tracker.wandb_run_id, {**facts, "lives": lives})
     set_aside()
     gauges = Gauges(config, runtime, card, tracker.productive, first_began(lives, tracker.elapsed))

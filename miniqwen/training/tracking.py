@@ -1,8 +1,8 @@
 """What is told: metrics.jsonl, the progress bar, TensorBoard and W&B. Compute, format, ship; trackers change nothing.
 
-Promises: metrics.jsonl holds every event, one flushed line each, with flat names; the trackers get the same numbers
-under `train/` and `eval/`, and none of them ends a run. On resume a torn last line is cut and the lines of repeated
-steps follow: the last one counts.
+Promises: metrics.jsonl holds every event, one flushed line each, with flat names; the trackers (`outlets/`) get the
+same numbers under `train/` and `eval/`, and none of them ends a run. On resume a torn last line is cut and the lines of
+repeated steps follow: the last one counts.
 Costs: the loop hands over plain numbers, and only every `--logging_steps`.
 """
 
@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import torch
 from tqdm import tqdm
@@ -27,16 +27,35 @@ from miniqwen.checkpoints.checkpoint import Checkpoint, Progress
 from miniqwen.config.output import SAMPLES_FILE
 from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.runtime import Runtime
-from miniqwen.errors import UserError
 from miniqwen.files import cut_torn_line, disk_errors_told, printable
 from miniqwen.training.history import read_lines
+from miniqwen.training.outlets.others import Other
+from miniqwen.training.outlets.tensorboard import TensorBoard
+from miniqwen.training.outlets.wandb import Wandb, is_off
 from miniqwen.training.samples import SamplePrompt
 
-FLUSH = 5.0  # seconds between two writes of W&B's files
 MOST_NATS = 700.0  # of which a float can say the perplexity
 RESERVED = "max_memory_reserved_gib"  # what a line on screen shows of a GPU's memory
 SHOWN_SAMPLES = 16  # questions in the trackers' table of each evaluation
 SAMPLE_COLUMNS = ("id", "question", "choices", "scores", "prediction", "answer", "correct")
+
+
+class Outlet(Protocol):
+    """A tracker as the loop's numbers need it; see the files in `outlets`."""
+
+    where: str | None  # where it can be looked at, if that has to be said
+
+    def begin(self, facts: Mapping[str, Any]) -> None: ...
+
+    def log(self, step: int, number: int, values: Mapping[str, float]) -> None: ...
+
+    def table(
+        self, name: str, step: int, number: int, columns: Sequence[str], rows: Sequence[Sequence[str]]
+    ) -> None: ...
+
+    def model(self, folder: Path, aliases: Sequence[str]) -> None: ...
+
+    def end(self, status: str, reason: str | None, best: Mapping[str, Any]) -> None: ...
 
 
 def _cell(value: Any) -> str:
@@ -148,30 +167,36 @@ class Tracker:
     """The outlets of one run; on other ranks than 0 it does nothing."""
 
     def __init__(
-        self, config: TrainConfig, is_main: bool, step: int, total_steps: int, resumed: Checkpoint | None
+        self,
+        config: TrainConfig,
+        is_main: bool,
+        step: int,
+        total_steps: int,
+        resumed: Checkpoint | None,
+        facts: Mapping[str, Any],
     ) -> None:
         """Open the outlets, at `step` of `total_steps`, where `resumed` was left, in the same W&B run.
 
-        `failed`: whether one of them was switched off. `productive`: what the lines of earlier starts tell of it.
+        `facts`: {"flags": ..., and what else dashboards are to know of the run}. `failed`: whether an outlet was
+        switched off; `productive`: what the lines of earlier starts tell of it. Raises `UserError` for an outlet that
+        does not start.
         """
         self.wandb_run_id = resumed.wandb_run_id if resumed else None
         self._is_main, self.failed, self.productive = is_main, False, 0.0
+        self.places: list[str] = []  # where outlets can be looked at, once they are closed
         # passes over each source at the last line; a resumed run does not know those before its first one
         self._passes: dict[str, float] | None = None if step else {}
         if not is_main:
             return
         self._folder = folder = Path(config.output_dir or ".")
-        # first, as it may be refused: nothing is left in the folder then
-        self._outlets: dict[str, Any] = {}
-        if "wandb" in config.trackers:
-            self._outlets["W&B"] = _open_wandb(config, folder, self.wandb_run_id)
-            self.wandb_run_id = self._outlets["W&B"].id
+        # first, as one may be refused: nothing is left in the folder then
+        self._outlets = _outlets(config, folder, step, self.wandb_run_id)
+        wandb = self._outlets.get("wandb")
+        self.wandb_run_id = wandb.id if isinstance(wandb, Wandb) else self.wandb_run_id
         told = _told(folder, resumed)
         # W&B drops what has not a greater number than what it knows: lines are counted over all starts of a run
-        self._events = max(len(told), getattr(self._outlets.get("W&B"), "step", 0))
+        self._events = max(len(told), wandb.known if isinstance(wandb, Wandb) else 0)
         self._lines, self._samples = (_opened(folder / name) for name in ("metrics.jsonl", SAMPLES_FILE))
-        if "tensorboard" in config.trackers:
-            self._outlets["TensorBoard"] = _open_tensorboard(folder, step)
         # a bar needs a terminal; a log file gets one line per event instead
         self._bar_shown = 0.0
         # one clock over all starts of a run: it goes on from the lines that a resumed run stands behind
@@ -180,6 +205,10 @@ class Tracker:
         self._bar = tqdm(
             total=total_steps, initial=step, unit="update", disable=not sys.stderr.isatty(), dynamic_ncols=True
         )
+        for outlet in self._outlets.values():
+            if outlet.where:
+                self.say(outlet.where)
+        self._give_all(lambda outlet: outlet.begin(facts))
 
     def advance(self, window: Window) -> None:
         """One update is done; a bar shows its loss, but asks the device for it once a second only."""
@@ -202,7 +231,7 @@ class Tracker:
 
     def train(self, step: int, metrics: Mapping[str, float], met: Mapping[str, int]) -> None:
         """Metrics of the updates since the last line; `met`: documents so far, and those that were odd or left out."""
-        names = {name: f"train/{name}" for name in metrics} | {name: f"data/{name}" for name in met}
+        names = {name: f"train/{name}" for name in metrics} | {name: f"train_data/{name}" for name in met}
         self._ship(step, {**metrics, **met}, names)
         passes = {name: value for name, value in metrics.items() if name.startswith("passes_")}
         for name, value in passes.items():
@@ -255,28 +284,32 @@ class Tracker:
             for file in (self._lines, self._samples):
                 os.fsync(file.fileno())
 
-    def close(self, failed: bool = False) -> None:
-        """Flush and close every outlet."""
+    def model(self, folder: Path, *aliases: str) -> None:
+        """A model that a folder holds, for the trackers that keep models."""
+        if self._is_main:
+            self._give_all(lambda outlet: outlet.model(folder, aliases))
+
+    def close(self, status: str, reason: str | None = None, best: Mapping[str, Any] | None = None) -> None:
+        """Flush and close every outlet of a run that is finished, preempted or failed; `best`: what was, for them."""
         if not self._is_main:
             return
         self._bar.close()
         for file in (self._lines, self._samples):
             with contextlib.suppress(OSError):  # a full disk was told by the line that did not fit
                 file.close()
-        self._give("TensorBoard", lambda writer: writer.close())
-        self._give("W&B", lambda run: run.finish(exit_code=1 if failed else 0))
+        self.places = [outlet.where for outlet in self._outlets.values() if outlet.where]
+        self._give_all(lambda outlet: outlet.end(status, reason, best or {}))
 
-    def _give(self, name: str, use: Callable[[Any], object]) -> None:
-        """Use an outlet. One that fails is told once and left alone from then on: no tracker ends a run."""
-        if name not in self._outlets:
-            return
-        try:
-            use(self._outlets[name])
-        except Exception as error:
-            del self._outlets[name]
-            self.failed = True
-            why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            self.say(f"{name} fails and is switched off, the run and metrics.jsonl go on ({why})", file=sys.stderr)
+    def _give_all(self, use: Callable[[Outlet], object]) -> None:
+        """Use every outlet. One that fails is told once and left alone from then on: no tracker ends a run."""
+        for name, outlet in list(self._outlets.items()):
+            try:
+                use(outlet)
+            except Exception as error:
+                del self._outlets[name]
+                self.failed = True
+                why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                self.say(f"{name} fails and is switched off, the run and metrics.jsonl go on ({why})", file=sys.stderr)
 
     def _ship(self, step: int, metrics: Mapping[str, float], names: Mapping[str, str]) -> None:
         if not self._is_main:
@@ -287,14 +320,7 @@ class Tracker:
         self._write(self._lines, {"step": step, **finite, **clock})
         self._events += 1
         prefixed = {names[name]: value for name, value in metrics.items()}
-
-        def to_tensorboard(writer: Any) -> None:
-            for name, value in prefixed.items():
-                writer.add_scalar(name, value, step)
-            writer.flush()
-
-        self._give("TensorBoard", to_tensorboard)
-        self._give("W&B", lambda run: run.log({**prefixed, "train/global_step": step}, step=self._events))
+        self._give_all(lambda outlet: outlet.log(step, self._events, prefixed))
 
     def _write(self, file: IO[str], record: Mapping[str, Any]) -> None:
         with disk_errors_told(self._folder, "the same command with --resume_from_checkpoint auto goes on"):
@@ -302,19 +328,23 @@ class Tracker:
             file.flush()
 
     def _ship_table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        lines = [columns, ["---"] * len(columns), *rows]
-        # in a table of Markdown a bar or a line break would begin another cell or row
-        cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines]
-        markdown = "\n".join(f"| {' | '.join(line)} |" for line in cells)
-        self._give("TensorBoard", lambda writer: writer.add_text(name, markdown, step))
+        self._give_all(lambda outlet: outlet.table(name, step, self._events, columns, rows))
 
-        def to_wandb(run: Any) -> None:
-            import wandb
 
-            table = wandb.Table(columns=list(columns), data=rows)
-            run.log({name: table, "train/global_step": step}, step=self._events)
-
-        self._give("W&B", to_wandb)
+def _outlets(config: TrainConfig, folder: Path, step: int, wandb_run_id: str | None) -> dict[str, Outlet]:
+    """{name of a tracker: its outlet}; raises `UserError` for one that does not start."""
+    found: dict[str, Outlet] = {}
+    names = sorted(config.trackers, key=lambda name: name != "wandb")  # the one that is refused most often goes first
+    for name in names:
+        if name == "wandb" and (off := is_off()):
+            print(f"W&B is off ({off})", flush=True)
+        elif name == "wandb":
+            found[name] = Wandb(folder, config.run_name, wandb_run_id, config.resolved_task)
+        elif name == "tensorboard":
+            found[name] = TensorBoard(folder, step)
+        else:
+            found[name] = Other(name, folder)
+    return found
 
 
 def _opened(file: Path) -> IO[str]:
@@ -350,38 +380,3 @@ def _short(rate: float) -> str:
 def _clock(seconds: float) -> str:
     whole = int(seconds)
     return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
-
-
-def _open_tensorboard(folder: Path, step: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter  # slow to import, and not always wanted
-
-    # events of steps after the checkpoint that is resumed from are dropped, as the run repeats them
-    return SummaryWriter(str(folder / "runs"), purge_step=step + 1 if step else None)
-
-
-def _open_wandb(config: TrainConfig, folder: Path, run_id: str | None) -> Any:
-    import wandb
-
-    if os.environ.get("WANDB_MODE", "online") == "online" and not wandb.api.api_key:
-        raise UserError("--report_to wandb: not logged in; run `wandb login`, or set WANDB_MODE=offline")
-    name = config.run_name or folder.resolve().name
-    if os.environ.get("WANDB_MODE", "online") == "online":
-        print("connecting to W&B ...", flush=True)  # without a network it takes two minutes to give up
-    try:
-        run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "miniqwen"), name=name, id=run_id,
-            resume="allow" if run_id else None, dir=str(folder), config=dict(vars(config)),
-            # what is not flushed is lost where the run is killed
-            settings=wandb.Settings(silent=True, x_transaction_log_flush_interval=FLUSH),
-        )  # fmt: skip
-    except Exception as error:  # of many kinds: the network, the service, the project's rights
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(
-            f"--report_to wandb: W&B does not start ({why}); WANDB_MODE=offline keeps its files for `wandb sync`"
-        ) from None
-    # a step metric of our own: W&B drops steps that come again after a resume
-    run.define_metric("train/global_step")
-    run.define_metric("train/*", step_metric="train/global_step")
-    run.define_metric("eval/*", step_metric="train/global_step")
-    run.define_metric("data/*", step_metric="train/global_step")
-    return run

@@ -78,7 +78,7 @@ def test_a_run_leaves_what_is_promised_and_learns(pretrained: tuple[Path, str]) 
     output, said = pretrained
     left = {path.name for path in output.iterdir()}
     assert {
-        "config.yaml", "metrics.jsonl", "runs", "wandb", "trainer_state.json", "model.safetensors", "config.json",
+        "config.yaml", "metrics.jsonl", "wandb", "trainer_state.json", "model.safetensors", "config.json",
         "tokenizer.json", "generation_config.json", "checkpoint-4", "checkpoint-5", "checkpoint-10", "checkpoint-12",
     } <= left  # fmt: skip
     assert not any(name.endswith(".tmp") for name in left)
@@ -114,7 +114,7 @@ def test_the_model_s_samples_stand_beside_the_metrics_and_are_what_the_final_mod
         written = final.generate(**ids, max_new_tokens=SAMPLE_TOKENS, do_sample=False)[0, ids["input_ids"].shape[1] :]
         assert tokenizer.decode(written, skip_special_tokens=True) == row["completion"]
     assert f"    {BEGINNINGS[0]} » " in said
-    reader = EventAccumulator(str(output / "runs"))
+    reader = EventAccumulator(str(output))
     reader.Reload()
     assert [event.step for event in reader.Tensors("eval/completions/text_summary")] == [4, 8, 12]
     files = sorted(output.glob("wandb/offline-run-*/files/media/table/eval/completions_*.table.json"))
@@ -189,7 +189,7 @@ def test_metrics_hold_every_event_and_the_best_evaluation_chose_the_model(pretra
 def test_tensorboard_and_wandb_give_back_the_logged_values(pretrained: tuple[Path, str]) -> None:
     output, _ = pretrained
     expected = {line["step"]: line for line in lines(output) if "loss" in line}
-    reader = EventAccumulator(str(output / "runs"))
+    reader = EventAccumulator(str(output))
     reader.Reload()
     shown = {event.step: event.value for event in reader.Scalars("train/loss")}
     assert shown == pytest.approx({step: line["loss"] for step, line in expected.items()})
@@ -297,7 +297,7 @@ def test_fine_tuning_follows_pretraining_and_is_evaluated(
 
 def tables_hold_the_first_questions(output: Path, steps: list[int]) -> None:
     """A table of samples of each evaluation, in both trackers."""
-    reader = EventAccumulator(str(output / "runs"))
+    reader = EventAccumulator(str(output))
     reader.Reload()
     events = reader.Tensors("eval/samples/text_summary")
     assert [event.step for event in events] == steps
