@@ -24,6 +24,8 @@ PREVIEW_FILE = "preview.jsonl"  # what the first updates will be made of
 STOP_FILE = "STOP"  # touched in --output_dir, it ends the run
 # by themselves: W&B writes there before a run has begun, and a run that was killed then leaves its lock
 WORTHLESS = (STOP_FILE, "wandb", LOCK_FILE, PREVIEW_FILE)
+# Flags that say how a start is made, not what the run does.
+OF_A_START = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "hints", "profile", "local_rank")
 # What a run leaves in its folder: all that --overwrite_output_dir deletes there.
 LEFT_BY_A_RUN = (
     STOP_FILE, PREVIEW_FILE, PROFILE_FOLDER, BAD_UPDATES_FILE, "config.yaml", "metrics.jsonl", SAMPLES_FILE,

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from miniqwen.config.output import OF_A_START
 from miniqwen.config.training import TrainConfig
 from miniqwen.training.curves import Curve, charts
 from miniqwen.training.health import healthy
@@ -76,7 +77,7 @@ def _best(record: Record) -> tuple[str, int, float] | None:
 def differences(records: Sequence[Record]) -> list[tuple[str, list[Any]]]:
     """Flags that are not the same in all runs, and each run's value."""
     names = dict.fromkeys(name for record in records for name in record.flags)
-    rows = [(name, [record.flags.get(name) for record in records]) for name in names if name != "output_dir"]
+    rows = [(name, [record.flags.get(name) for record in records]) for name in names if name not in OF_A_START]
     return [(name, values) for name, values in rows if any(value != values[0] for value in values)]
 
 
