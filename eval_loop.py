@@ -40,6 +40,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from miniqwen.config.flags import plain
 from miniqwen.data.repositories import Repository, resolve
 from miniqwen.distributed.launches import launcher_problems
 from miniqwen.distributed.ranks import Ranks
@@ -62,6 +64,8 @@ from miniqwen.questions.protocols import Prompt, Request, chat_of, encode_prompt
 from miniqwen.questions.readings import Reading
 from miniqwen.questions.rows import Question
 from miniqwen.questions.splits import Read, Wanted, read_splits
+from miniqwen.training.outlets.opened import Outlets, sample_table
+from miniqwen.training.outlets.wandb import check_login, is_off
 
 ASKED_BY = ("answer_mode", "precision", "unconditional")  # flags that decide answers, beside the prompts
 WRITTEN_BY = ("max_new_tokens", "stop", "do_sample", "temperature", "top_p", "top_k", "seed")
@@ -96,6 +100,7 @@ def main(config: EvalConfig) -> None:
     asked = [questions_of(name, tokenizer, template, config, state) for name in config.names]
     weights = ranks.on_main(lambda: model_fingerprint(str(config.model_path)))
     files = [result_file(one, tokenizer, weights, config, ranks) for one in asked]
+    outlets = trackers(config, ranks)
     known = ranks.on_main(lambda: [known_answers(*both, config) for both in zip(files, asked, strict=True)])
     model = load_causal_model(str(config.model_path)).to(state.device)
     check_vocabulary(model, tokenizer, str(config.model_path))
@@ -117,8 +122,43 @@ def main(config: EvalConfig) -> None:
         path = Path(str(config.output_dir), "combined.json")
         write_json(path, combined(results, config))
         print(f"written: {path}")
+    if outlets:
+        report_to(outlets, results, config)
     state.wait_for_everyone()
     state.destroy_process_group()
+
+
+def trackers(config: EvalConfig, ranks: Ranks) -> Outlets | None:
+    """Those of --report_to, on the process that writes; what does not start is found before the model is loaded."""
+    opened: list[Outlets] = []
+
+    def open_them() -> None:
+        if "wandb" in config.trackers and not is_off():
+            check_login()
+        opened.append(Outlets(config, Path(str(config.output_dir)), "evaluate"))
+
+    if config.trackers:
+        ranks.on_main(open_them)
+    return opened[0] if opened else None
+
+
+def report_to(outlets: Outlets, results: dict[str, dict[str, Any]], config: EvalConfig) -> None:
+    """Every figure that is one number, as eval/DATA_SET/NAME, and the first questions; for trackers."""
+    for place in outlets.places:
+        print(place)
+    outlets.each(lambda outlet: outlet.begin({"flags": plain(config)}))
+    for number, (name, found) in enumerate(results.items(), 1):
+        figures = {**found, **{f"calibration_{key}": value for key, value in found.get("calibration", {}).items()}}
+        if interval := found.get("confidence_interval"):
+            figures |= {"accuracy_low": interval[0], "accuracy_high": interval[1]}
+        numbers = {
+            f"eval/{file_stem(name)}/{key}": value for key, value in figures.items() if isinstance(value, (int, float))
+        }
+        outlets.each(methodcaller("log", 0, number, numbers))
+        outlets.each(
+            methodcaller("table", f"eval/{file_stem(name)}/samples", 0, number, *sample_table(found["samples"]))
+        )
+    outlets.each(lambda outlet: outlet.end("finished", None, {}))
 
 
 def template_of(config: EvalConfig, ranks: Ranks) -> Template:

@@ -48,9 +48,10 @@ from miniqwen.training.ending import ended_early, failures_told, reason_to_stop
 from miniqwen.training.memory import shortage_told
 from miniqwen.training.opening import Run, open_run
 from miniqwen.training.optimizers import make_schedule, set_learning_rate
+from miniqwen.training.outlets.opened import SHOWN_SAMPLES
 from miniqwen.training.preemption import GivenUp, Preempted, next_update, until_stopped
 from miniqwen.training.samples import completions
-from miniqwen.training.tracking import SHOWN_SAMPLES, Window, evaluation_metrics, source_metrics
+from miniqwen.training.tracking import Window, evaluation_metrics, source_metrics
 
 
 def train(run: Run) -> tuple[Progress, bool]:

@@ -13,8 +13,8 @@ HOUSE = ROOT / "miniqwen"
 # From the ground up. A wing uses those of lower floors, a room also those before it in its own wing.
 FLOORS: tuple[dict[str, str], ...] = (
     {"": "errors files lock demo"},
-    {"config": "flags data models precision task prompt schedule evaluation launch survival output training evaluating "
-               "preparing creating generating auditing reporting"},
+    {"config": "flags watching data models precision task prompt schedule evaluation launch survival output training "
+               "evaluating preparing creating generating auditing reporting"},
     {
         "model": "tokenization_miniqwen attention loss modeling_miniqwen continuation sizes folder",
         "distributed": "zero gradients shards peers ranks launches workarounds backends runtime",
@@ -27,8 +27,8 @@ FLOORS: tuple[dict[str, str], ...] = (
     {
         "training": "prefetching batches samples task text_task question_task preview optimizers preemption "
                     "bad_updates resuming lives history memory health curves record wording exhibits report "
-                    "output_folder auditing outlets.tensorboard outlets.wandb outlets.others tracking flops "
-                    "tracing gauges ending opening",
+                    "output_folder auditing outlets.tensorboard outlets.wandb outlets.others outlets.opened tracking "
+                    "flops tracing gauges ending opening",
         "eval": "causal_models choice_rows scoring metrics phrases mentions extraction generation dialogue answers "
                 "comparison result_files",
     },

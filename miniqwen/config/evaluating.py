@@ -14,6 +14,7 @@ from miniqwen.config.data import BOTH, HUB_TIMEOUT, KNOWN, QA_DATASETS, DataFlag
 from miniqwen.config.flags import flag, no_flag
 from miniqwen.config.models import model_problems
 from miniqwen.config.precision import precision_name, precision_problems
+from miniqwen.config.watching import TRACKERS, WatchFlags
 
 PROTOCOLS = ("miniqwen", "harness")
 DEFAULT_SPLITS = {"sciq": "test", "commonsenseqa": "validation"}  # CommonsenseQA's test split has no answers
@@ -30,7 +31,7 @@ def file_stem(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class EvalConfig(DataFlags):
+class EvalConfig(WatchFlags, DataFlags):
     """Flags of eval_loop.py."""
 
     dataset_name: str | tuple[str, ...] | None = flag(
@@ -56,6 +57,9 @@ class EvalConfig(DataFlags):
     overwrite_output_dir: bool = flag(
         False, "replace the results of another evaluation that are in --output_dir", group="output"
     )
+    report_to: tuple[str, ...] = flag(
+        ("none",), "trackers that get the figures and the first questions too; all: those that are installed",
+        group="output", choices=(*TRACKERS, "all", "none"))  # fmt: skip
     compare: tuple[str, ...] = flag(
         (), "two files of results, A.json B.json, of the same questions: which model is better, and what changed; "
         "needs no other flag", group="output", path=True, verbatim=True)  # fmt: skip

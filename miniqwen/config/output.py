@@ -5,17 +5,15 @@ Promises: nothing that is already there may be lost without being asked for. Cos
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
 from miniqwen.config.flags import flag
 from miniqwen.config.models import MODEL_FILES
 from miniqwen.config.task import TaskFlags
+from miniqwen.config.watching import WatchFlags
 from miniqwen.lock import LOCK_FILE
 
-# the trackers that Accelerate knows; the first two are installed with this project
-TRACKERS = ("tensorboard", "wandb", "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio")
 SAMPLES_FILE = "samples.jsonl"  # what the model wrote at evaluations
 PROFILE_FOLDER = "profile"  # traces of updates
 BAD_UPDATES_FILE = "bad_updates.json"  # what the updates were made of that were not finite
@@ -35,8 +33,8 @@ LEFT_BY_A_RUN = (
 
 
 @dataclass(frozen=True)
-class OutputFlags(TaskFlags):
-    """The output folder, what is continued in it, and the trackers."""
+class OutputFlags(WatchFlags, TaskFlags):
+    """The output folder, and what is continued in it."""
 
     output_dir: str | None = flag(None, "where the run is written", group="output", path=True, required=True)
     overwrite_output_dir: bool = flag(
@@ -62,21 +60,9 @@ class OutputFlags(TaskFlags):
     save_total_limit: int | None = flag(
         None, "keep the newest N checkpoints (and the best one)", group="output", least=1
     )
-    report_to: tuple[str, ...] = flag(
-        ("tensorboard",), "trackers beside metrics.jsonl; all: those that are installed", group="output",
-        choices=(*TRACKERS, "all", "none"))  # fmt: skip
-    run_name: str | None = flag(
-        None, "name of the run in W&B (default: WANDB_NAME, or the output folder with the one above it)", group="output"
-    )
     log_model: str = flag(
         "none", "models that W&B keeps: best, the final one (with --load_best_model_at_end the best); all, every "
         "checkpoint too", group="output", choices=("none", "best", "all"))  # fmt: skip
-
-    @property
-    def trackers(self) -> tuple[str, ...]:
-        if "none" in self.report_to:
-            return ()
-        return tuple(filter(_installed, TRACKERS)) if "all" in self.report_to else self.report_to
 
     @property
     def resumes_model_path(self) -> bool:
@@ -88,13 +74,6 @@ class OutputFlags(TaskFlags):
         found = [*super().problems(), *self._folder_problems()]
         if self.allow_data_change and self.resume_from_checkpoint == "none":
             found.append("--allow_data_change belongs to --resume_from_checkpoint")
-        if len(self.report_to) > 1 and {"all", "none"} & set(self.report_to):
-            found.append(f"--report_to {' '.join(self.report_to)}: `all` and `none` stand alone")
-        found += [
-            f"--report_to {name}: it is not installed (pip install {name.replace('_', '-')})"
-            for name in self.trackers
-            if not _installed(name)
-        ]
         if self.log_model != "none" and "wandb" not in self.trackers:
             found.append(f"--log_model {self.log_model}: W&B keeps models, add --report_to wandb")
         if self.log_model == "all" and self.async_save:
@@ -136,10 +115,6 @@ class OutputFlags(TaskFlags):
                     "or delete it with --overwrite_output_dir"
                 )
         return found
-
-
-def _installed(tracker: str) -> bool:
-    return importlib.util.find_spec(tracker) is not None
 
 
 def _has_checkpoint(folder: Path) -> bool:

@@ -339,13 +339,18 @@ def _differences(folder: Path, source: Checkpoint) -> Iterator[str]:
     yield from _shown(f"{folder}: the final model has too many", weights.keys() - source.weights.keys())
     other = [
         name for name in weights.keys() & source.weights.keys()
-        if weights[name].dtype != dtype or not torch.equal(weights[name], source.weights[name].to(dtype))
+        if weights[name].dtype != dtype or not torch.equal(_bits(weights[name]), _bits(source.weights[name].to(dtype)))
     ]  # fmt: skip
     yield from _shown(f"{folder}: the final model is not {source.folder.name}'s in {dtype}", other)
     beside = {path.name for pattern in MODEL_FILES for path in source.folder.glob(pattern)}
     beside = {name for name in beside if name != "config.json" and not name.startswith("model")}
     changed_files = [name for name in beside if not _same(folder / name, source.folder / name)]
     yield from _shown(f"{folder}: not as in {source.folder.name}", changed_files)
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """What no number is, equals itself so."""
+    return tensor.contiguous().view(torch.uint8)
 
 
 def _same(one: Path, other: Path) -> bool:

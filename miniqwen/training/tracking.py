@@ -16,9 +16,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import torch
 from tqdm import tqdm
@@ -29,40 +29,11 @@ from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.runtime import Runtime
 from miniqwen.files import cut_torn_line, disk_errors_told, printable
 from miniqwen.training.history import read_lines
-from miniqwen.training.outlets.others import Other
-from miniqwen.training.outlets.tensorboard import TensorBoard
-from miniqwen.training.outlets.wandb import Wandb, is_off
+from miniqwen.training.outlets.opened import Outlets, sample_table
 from miniqwen.training.samples import SamplePrompt
 
 MOST_NATS = 700.0  # of which a float can say the perplexity
 RESERVED = "max_memory_reserved_gib"  # what a line on screen shows of a GPU's memory
-SHOWN_SAMPLES = 16  # questions in the trackers' table of each evaluation
-SAMPLE_COLUMNS = ("id", "question", "choices", "scores", "prediction", "answer", "correct")
-
-
-class Outlet(Protocol):
-    """A tracker as the loop's numbers need it; see the files in `outlets`."""
-
-    where: str | None  # where it can be looked at, if that has to be said
-
-    def begin(self, facts: Mapping[str, Any]) -> None: ...
-
-    def log(self, step: int, number: int, values: Mapping[str, float]) -> None: ...
-
-    def table(
-        self, name: str, step: int, number: int, columns: Sequence[str], rows: Sequence[Sequence[str]]
-    ) -> None: ...
-
-    def model(self, folder: Path, aliases: Sequence[str]) -> None: ...
-
-    def end(self, status: str, reason: str | None, best: Mapping[str, Any]) -> None: ...
-
-
-def _cell(value: Any) -> str:
-    """A value of a record as text."""
-    if isinstance(value, list):
-        return "; ".join(f"{one:.2f}" if isinstance(one, float) else str(one) for one in value)
-    return str(value)
 
 
 def loss_metrics(loss_sum: float, num_targets: int, num_bytes: int, prefix: str = "") -> dict[str, float]:
@@ -177,12 +148,11 @@ class Tracker:
     ) -> None:
         """Open the outlets, at `step` of `total_steps`, where `resumed` was left, in the same W&B run.
 
-        `facts`: {"flags": ..., and what else dashboards are to know of the run}. `failed`: whether an outlet was
-        switched off; `productive`: what the lines of earlier starts tell of it. Raises `UserError` for an outlet that
-        does not start.
+        `facts`: {"flags": ..., and what else dashboards are to know of the run}. `productive`: what the lines of
+        earlier starts tell of it. Raises `UserError` for an outlet that does not start.
         """
         self.wandb_run_id = resumed.wandb_run_id if resumed else None
-        self._is_main, self.failed, self.productive = is_main, False, 0.0
+        self._is_main, self.productive = is_main, 0.0
         self.places: list[str] = []  # where outlets can be looked at, once they are closed
         # passes over each source at the last line; a resumed run does not know those before its first one
         self._passes: dict[str, float] | None = None if step else {}
@@ -190,12 +160,12 @@ class Tracker:
             return
         self._folder = folder = Path(config.output_dir or ".")
         # first, as one may be refused: nothing is left in the folder then
-        self._outlets = _outlets(config, folder, step, self.wandb_run_id)
-        wandb = self._outlets.get("wandb")
-        self.wandb_run_id = wandb.id if isinstance(wandb, Wandb) else self.wandb_run_id
+        self._outlets = Outlets(config, folder, config.resolved_task, step, self.wandb_run_id)
+        wandb = self._outlets.wandb
+        self.wandb_run_id = wandb.id if wandb else self.wandb_run_id
         told = _told(folder, resumed)
         # W&B drops what has not a greater number than what it knows: lines are counted over all starts of a run
-        self._events = max(len(told), wandb.known if isinstance(wandb, Wandb) else 0)
+        self._events = max(len(told), wandb.known if wandb else 0)
         self._lines, self._samples = (_opened(folder / name) for name in ("metrics.jsonl", SAMPLES_FILE))
         # a bar needs a terminal; a log file gets one line per event instead
         self._bar_shown = 0.0
@@ -205,10 +175,9 @@ class Tracker:
         self._bar = tqdm(
             total=total_steps, initial=step, unit="update", disable=not sys.stderr.isatty(), dynamic_ncols=True
         )
-        for outlet in self._outlets.values():
-            if outlet.where:
-                self.say(outlet.where)
-        self._give_all(lambda outlet: outlet.begin(facts))
+        for place in self._outlets.places:
+            self.say(place)
+        self._outlets.each(lambda outlet: outlet.begin(facts))
 
     def advance(self, window: Window) -> None:
         """One update is done; a bar shows its loss, but asks the device for it once a second only."""
@@ -218,6 +187,11 @@ class Tracker:
         if not self._bar.disable and time.monotonic() - self._bar_shown > 1:
             self._bar_shown = time.monotonic()
             self._bar.set_postfix_str(f"loss {window.own_loss():.4f}")
+
+    @property
+    def failed(self) -> bool:
+        """Whether a tracker was switched off."""
+        return self._is_main and self._outlets.failed
 
     @property
     def elapsed(self) -> float:
@@ -255,8 +229,7 @@ class Tracker:
         """Metrics of an evaluation, named `eval_...`, and records of questions, for a table in the trackers."""
         self._ship(step, metrics, {name: name.replace("eval_", "eval/", 1) for name in metrics})
         if self._is_main and samples:
-            rows = [[_cell(sample[name]) for name in SAMPLE_COLUMNS] for sample in samples]
-            self._ship_table("eval/samples", step, SAMPLE_COLUMNS, rows)
+            self._ship_table("eval/samples", step, *sample_table(samples))
         if self._is_main:
             accuracy = f"  eval_accuracy {metrics['eval_accuracy']:.4f}" if "eval_accuracy" in metrics else ""
             line = f"update {step}/{self._bar.total}  eval_loss {_loss(metrics, 'eval_')}{accuracy}"
@@ -287,7 +260,7 @@ class Tracker:
     def model(self, folder: Path, *aliases: str) -> None:
         """A model that a folder holds, for the trackers that keep models."""
         if self._is_main:
-            self._give_all(lambda outlet: outlet.model(folder, aliases))
+            self._outlets.each(lambda outlet: outlet.model(folder, aliases))
 
     def close(self, status: str, reason: str | None = None, best: Mapping[str, Any] | None = None) -> None:
         """Flush and close every outlet of a run that is finished, preempted or failed; `best`: what was, for them."""
@@ -297,19 +270,8 @@ class Tracker:
         for file in (self._lines, self._samples):
             with contextlib.suppress(OSError):  # a full disk was told by the line that did not fit
                 file.close()
-        self.places = [outlet.where for outlet in self._outlets.values() if outlet.where]
-        self._give_all(lambda outlet: outlet.end(status, reason, best or {}))
-
-    def _give_all(self, use: Callable[[Outlet], object]) -> None:
-        """Use every outlet. One that fails is told once and left alone from then on: no tracker ends a run."""
-        for name, outlet in list(self._outlets.items()):
-            try:
-                use(outlet)
-            except Exception as error:
-                del self._outlets[name]
-                self.failed = True
-                why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-                self.say(f"{name} fails and is switched off, the run and metrics.jsonl go on ({why})", file=sys.stderr)
+        self.places = self._outlets.places
+        self._outlets.each(lambda outlet: outlet.end(status, reason, best or {}))
 
     def _ship(self, step: int, metrics: Mapping[str, float], names: Mapping[str, str]) -> None:
         if not self._is_main:
@@ -320,7 +282,7 @@ class Tracker:
         self._write(self._lines, {"step": step, **finite, **clock})
         self._events += 1
         prefixed = {names[name]: value for name, value in metrics.items()}
-        self._give_all(lambda outlet: outlet.log(step, self._events, prefixed))
+        self._outlets.each(lambda outlet: outlet.log(step, self._events, prefixed))
 
     def _write(self, file: IO[str], record: Mapping[str, Any]) -> None:
         with disk_errors_told(self._folder, "the same command with --resume_from_checkpoint auto goes on"):
@@ -328,23 +290,7 @@ class Tracker:
             file.flush()
 
     def _ship_table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        self._give_all(lambda outlet: outlet.table(name, step, self._events, columns, rows))
-
-
-def _outlets(config: TrainConfig, folder: Path, step: int, wandb_run_id: str | None) -> dict[str, Outlet]:
-    """{name of a tracker: its outlet}; raises `UserError` for one that does not start."""
-    found: dict[str, Outlet] = {}
-    names = sorted(config.trackers, key=lambda name: name != "wandb")  # the one that is refused most often goes first
-    for name in names:
-        if name == "wandb" and (off := is_off()):
-            print(f"W&B is off ({off})", flush=True)
-        elif name == "wandb":
-            found[name] = Wandb(folder, config.run_name, wandb_run_id, config.resolved_task)
-        elif name == "tensorboard":
-            found[name] = TensorBoard(folder, step)
-        else:
-            found[name] = Other(name, folder)
-    return found
+        self._outlets.each(lambda outlet: outlet.table(name, step, self._events, columns, rows))
 
 
 def _opened(file: Path) -> IO[str]:

@@ -213,3 +213,26 @@ def test_the_sweep_runs_as_wandbs_agent_runs_it(model: Path, mirror: Path, tmp_p
     assert next(record.run.run_id for record in records if record.run.run_id) == "abc123"
     known = config_of(records)
     assert {name: known[name] for name in drawn} == drawn
+
+
+def test_an_evaluation_reports_its_figures_and_first_questions(model: Path, mirror: Path, tmp_path: Path) -> None:
+    given = ["--model_path", model, "--data_root", mirror, "--output_dir", tmp_path / "e", "--dataset_name", "both"]
+    done = run_script("eval_loop.py", *given, "--report_to", "wandb", "tensorboard")
+    assert done.returncode == 0, done.stderr
+    reader = EventAccumulator(str(tmp_path / "e"))
+    reader.Reload()
+    (records,) = pieces(tmp_path / "e")
+    run = next(record.run for record in records if record.run.run_id)
+    assert (run.display_name, run.job_type) == (f"{tmp_path.name}/e", "evaluate")
+    items = [item for record in records for item in record.history.item]
+    logged = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+    for name in ("sciq", "commonsenseqa"):
+        found = json.loads((tmp_path / "e" / f"{name}.json").read_text())
+        (event,) = reader.Scalars(f"eval/{name}/accuracy")
+        assert event.value == pytest.approx(found["accuracy"])
+        assert logged[f"eval/{name}/accuracy"] == found["accuracy"]
+        assert logged[f"eval/{name}/accuracy_low"] == found["confidence_interval"][0]
+        assert logged[f"eval/{name}/calibration_ece"] == found["calibration"]["ece"]
+        (text,) = reader.Tensors(f"eval/{name}/samples/text_summary")
+        assert found["samples"][0]["question"].encode() in text.tensor_proto.string_val[0]
+    assert "W&B, offline: wandb sync" in done.stdout
