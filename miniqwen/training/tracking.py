@@ -1,8 +1,8 @@
 """What is told: metrics.jsonl, the progress bar, TensorBoard and W&B. Compute, format, ship; trackers change nothing.
 
 Promises: metrics.jsonl holds every event, one flushed line each, with flat names; the trackers (`outlets/`) get the
-same numbers under `train/` and `eval/`, and none of them ends a run. On resume a torn last line is cut and the lines of
-repeated steps follow: the last one counts.
+same numbers under `train/` and `eval/`, and none of them ends a run. What is worth a look is told once. On resume a
+torn last line is cut and the lines of repeated steps follow: the last one counts.
 Costs: the loop hands over plain numbers, and only every `--logging_steps`.
 """
 
@@ -17,6 +17,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from operator import methodcaller
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,7 +29,8 @@ from miniqwen.config.output import SAMPLES_FILE
 from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.runtime import Runtime
 from miniqwen.files import cut_torn_line, disk_errors_told, printable
-from miniqwen.training.history import read_lines
+from miniqwen.training.health import Watch
+from miniqwen.training.history import final_history, read_lines
 from miniqwen.training.outlets.opened import Outlets, sample_table
 from miniqwen.training.samples import SamplePrompt
 
@@ -172,6 +174,9 @@ class Tracker:
         # one clock over all starts of a run: it goes on from the lines that a resumed run stands behind
         self._began = time.time() - so_far(told, step, "elapsed")
         self.productive = so_far(told, step, "productive_seconds")
+        self._watch = Watch()
+        for line in final_history(line for line in told if line["step"] <= step):
+            self._watch.see(line)  # what was noticed there was told
         self._bar = tqdm(
             total=total_steps, initial=step, unit="update", disable=not sys.stderr.isatty(), dynamic_ncols=True
         )
@@ -279,10 +284,14 @@ class Tracker:
         # JSON has no infinity: fp16 can overflow, and a line must stay readable
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         clock = {"time": round(time.time(), 3), "elapsed": round(self.elapsed, 3)}
-        self._write(self._lines, {"step": step, **finite, **clock})
+        line = {"step": step, **finite, **clock}
+        self._write(self._lines, line)
         self._events += 1
         prefixed = {names[name]: value for name, value in metrics.items()}
         self._outlets.each(lambda outlet: outlet.log(step, self._events, prefixed))
+        for notice in self._watch.see(line):
+            self.say(f"update {step}: {notice.what}. Look at: {notice.look_at}", file=sys.stderr)
+            self._outlets.each(methodcaller("alert", f"update {step}: {notice.what}", notice.look_at))
 
     def _write(self, file: IO[str], record: Mapping[str, Any]) -> None:
         with disk_errors_told(self._folder, "the same command with --resume_from_checkpoint auto goes on"):

@@ -226,6 +226,7 @@ def test_updates_that_are_not_finite_are_skipped_on_every_rank_alike_and_counted
     for name, value in first.items():
         assert_close(value, second[name], rtol=0, atol=2e-5, equal_nan=True)
     assert first["lm_head.weight"].isfinite().all()
+    assert f"update {skipped[0]}: an update was skipped: the loss or gradient was not finite. Look at:" in done.stderr
     fault, *others = audit(two).faults  # the model's own
     assert others == []
     assert fault.endswith("has values that are no numbers: model.embed_tokens.weight")

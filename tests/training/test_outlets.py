@@ -120,6 +120,7 @@ def test_a_failed_run_raises_an_alert_in_wandb(tmp_path: Path) -> None:
     program = (
         "from pathlib import Path; import sys; from miniqwen.training.outlets.wandb import Wandb; "
         "run = Wandb(Path(sys.argv[1]), 'mine', None, 'pretrain'); run.log(1, 1, {'train/loss': 2.0}); "
+        "run.alert('update 1: the loss jumps', 'the text there'); "
         "run.end('failed', 'RuntimeError: it broke', {})"
     )
     script = tmp_path / "failing.py"
@@ -127,8 +128,10 @@ def test_a_failed_run_raises_an_alert_in_wandb(tmp_path: Path) -> None:
     done = run_script(str(script), tmp_path)
     assert done.returncode == 0, done.stderr
     (records,) = pieces(tmp_path)
-    (alert,) = [record.alert for record in records if record.HasField("alert")]
-    assert (alert.title, alert.text) == ("MiniQwen: the run failed", "RuntimeError: it broke")
+    assert [(record.alert.title, record.alert.text) for record in records if record.HasField("alert")] == [
+        ("MiniQwen: update 1: the loss jumps", "the text there"),
+        ("MiniQwen: the run failed", "RuntimeError: it broke"),
+    ]
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [1]
 
 

@@ -47,6 +47,9 @@ class Other:
     def table(self, name: str, step: int, number: int, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Only numbers are told: tables are in TensorBoard, W&B and samples.jsonl."""
 
+    def alert(self, what: str, look_at: str) -> None:
+        """The console and report.html tell it."""
+
     def model(self, folder: Path, aliases: Sequence[str]) -> None:
         """Models are not kept there."""
 

@@ -45,6 +45,9 @@ class TensorBoard:
         cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines]
         self._writer.add_text(name, "\n".join(f"| {' | '.join(line)} |" for line in cells), step)
 
+    def alert(self, what: str, look_at: str) -> None:
+        """The console and report.html tell it."""
+
     def model(self, folder: Path, aliases: Sequence[str]) -> None:
         """Models are not kept there."""
 

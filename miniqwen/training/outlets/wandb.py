@@ -89,6 +89,10 @@ class Wandb:
         table = self._module.Table(columns=list(columns), data=[list(row) for row in rows])
         self._run.log({name: table, "train/global_step": step}, step=number)
 
+    def alert(self, what: str, look_at: str) -> None:
+        """Something that is worth a look, as W&B tells it: by mail or chat, as its user has set."""
+        self._run.alert(f"MiniQwen: {what}", look_at, level="WARN")
+
     def model(self, folder: Path, aliases: Sequence[str]) -> None:
         """A version of the run's model; W&B copies the files."""
         artifact = self._module.Artifact(f"model-{self.id}", type="model")
