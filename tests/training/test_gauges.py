@@ -100,7 +100,7 @@ def test_where_the_time_of_a_start_went_is_told_at_its_end(two_lives: tuple[Path
 def test_trackers_get_the_gauges_too(two_lives: tuple[Path, list[str]]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    reader = EventAccumulator(str(two_lives[0] / "runs"))
+    reader = EventAccumulator(str(two_lives[0]))
     reader.Reload()
     shown = {event.step: event.value for event in reader.Scalars("train/goodput")}
     expected = {line["step"]: line["goodput"] for line in lines(two_lives[0]) if "loss" in line}
