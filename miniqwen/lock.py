@@ -75,11 +75,14 @@ class FolderLock:
         self.release()
 
     def check(self) -> None:
-        """Before writing: raises `LockLost` if another process has taken over."""
-        owner, _ = _read(self._path)
-        if owner is None and not self._path.exists():  # deleted by hand
-            self._created()
-            owner, _ = _read(self._path)
+        """Before writing: raises `LockLost` if another process has taken over, or may have: one that has ended since
+        leaves no file, no more than a folder that was deleted and made anew."""
+        owner, seen = _read(self._path)
+        if seen is None:
+            raise LockLost(
+                f"{self._path} is gone: the folder was deleted, or another process took over while this one gave no "
+                "sign of life (suspended?), and has ended; nothing more is written"
+            )
         if owner is not None and owner != self._owner:
             raise LockLost(
                 f"{self._folder}: {_name(owner)} has taken over, as this process gave no sign of life for long "

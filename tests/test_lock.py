@@ -87,8 +87,7 @@ def test_an_owner_elsewhere_is_known_by_its_beats(
 def test_an_owner_that_was_taken_over_is_told_and_does_not_let_go_of_the_others_lock(tmp_path: Path) -> None:
     first, second = FolderLock(tmp_path, "first.py"), FolderLock(tmp_path, "second.py")
     first.acquire()
-    (tmp_path / LOCK_FILE).unlink()
-    first.check()  # deleted by hand: it is made again
+    first.check()
     (tmp_path / LOCK_FILE).unlink()
     second.acquire()
     with pytest.raises(LockLost, match=r"second\.py .* has taken over"):
@@ -96,6 +95,8 @@ def test_an_owner_that_was_taken_over_is_told_and_does_not_let_go_of_the_others_
     first.release()
     second.check()
     second.release()
+    with pytest.raises(LockLost, match="is gone"):  # also once that one has ended, whose work it would overwrite
+        first.check()
 
 
 def test_a_copied_folder_is_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
