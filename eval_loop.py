@@ -64,8 +64,7 @@ from miniqwen.questions.protocols import Prompt, Request, chat_of, encode_prompt
 from miniqwen.questions.readings import Reading
 from miniqwen.questions.rows import Question
 from miniqwen.questions.splits import Read, Wanted, read_splits
-from miniqwen.training.outlets.opened import Outlets, sample_table
-from miniqwen.training.outlets.wandb import check_login, is_off
+from miniqwen.training.outlets.opened import Outlets, check_trackers, sample_table
 
 ASKED_BY = ("answer_mode", "precision", "unconditional")  # flags that decide answers, beside the prompts
 WRITTEN_BY = ("max_new_tokens", "stop", "do_sample", "temperature", "top_p", "top_k", "seed")
@@ -133,8 +132,7 @@ def trackers(config: EvalConfig, ranks: Ranks) -> Outlets | None:
     opened: list[Outlets] = []
 
     def open_them() -> None:
-        if "wandb" in config.trackers and not is_off():
-            check_login()
+        check_trackers(config)
         opened.append(Outlets(config, Path(str(config.output_dir)), "evaluate"))
 
     if config.trackers:

@@ -54,7 +54,7 @@ class Audit:
 
 @dataclass(frozen=True)
 class Left:
-    """What a run left in its folder; `checkpoints` are those that are whole, oldest first, `lines` all that was told.
+    """What a run left in its folder; `checkpoints` are those that are whole, oldest first.
 
     `history` are the lines that count, up to `end`: the newest checkpoint's update, or the last of a finished run.
     """
@@ -64,7 +64,6 @@ class Left:
     flags: Mapping[str, Any]
     recorded: Mapping[str, Any]
     checkpoints: list[Checkpoint]
-    lines: list[Line]
     history: list[Line]
     end: int
 
@@ -131,7 +130,7 @@ def _read(folder: Path, found: Audit) -> Left:
         found.notes.append(
             f"{len(told) - len(history)} lines of metrics are of updates after {end}: no checkpoint has them"
         )
-    return Left(folder, state, flags, recorded, whole, lines, history, end)
+    return Left(folder, state, flags, recorded, whole, history, end)
 
 
 def _mapping(file: Path, read: Any, found: Audit) -> dict[str, Any]:

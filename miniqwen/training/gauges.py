@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import psutil
@@ -25,6 +24,7 @@ from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.runtime import Runtime
 from miniqwen.training.batches import Update
 from miniqwen.training.flops import Flops, allows_tf32, peak_of
+from miniqwen.training.history import life_began
 from miniqwen.training.tracing import Trace
 
 WARM_UP = 2  # updates of a process that are like no others
@@ -194,5 +194,5 @@ def memory(device: torch.device) -> dict[str, float]:
 def first_began(lives: Sequence[Mapping[str, Any]], elapsed: float) -> float:
     """When a run's first life began (Unix): by its records, or by the `elapsed` seconds of its lines where those tell
     of more, as config.yaml may not have come along."""
-    told = [datetime.fromisoformat(life["began"]).timestamp() for life in lives[:1] if "began" in life]
+    told = [life_began(life) for life in lives[:1] if "began" in life]
     return min([*told, time.time() - elapsed])

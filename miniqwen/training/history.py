@@ -47,7 +47,7 @@ def final_history(lines: Iterable[Line], lives: Sequence[Mapping[str, Any]] = ()
     found: list[Line] = []
     later = list(lives)
     for line in lines:
-        while later and _began(later[0]) <= line.get("time", 0.0):
+        while later and life_began(later[0]) <= line.get("time", 0.0):
             _take_back(found, (later.pop(0)["start_step"], True))
         place = _place(line)
         _take_back(found, (place[0], place[1] - 1))
@@ -67,5 +67,6 @@ def _take_back(found: list[Line], last: tuple[int, int]) -> None:
         found.pop()
 
 
-def _began(life: Mapping[str, Any]) -> float:
+def life_began(life: Mapping[str, Any]) -> float:
+    """When a life began, in seconds of the Unix epoch."""
     return datetime.fromisoformat(life["began"]).timestamp()

@@ -34,7 +34,7 @@ from miniqwen.training.gauges import Card, Gauges, first_began
 from miniqwen.training.lives import lives_until_now, versions
 from miniqwen.training.memory import set_aside
 from miniqwen.training.optimizers import make_optimizer, record_optimizer
-from miniqwen.training.outlets.wandb import check_login, is_off
+from miniqwen.training.outlets.opened import check_trackers
 from miniqwen.training.output_folder import OutputFolder, open_output_dir
 from miniqwen.training.preemption import StopRequest
 from miniqwen.training.preview import show_preview
@@ -133,8 +133,8 @@ def open_run(config: TrainConfig, stop: StopRequest) -> Iterator[Run | None]:
 
 def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: FolderLock) -> Run | None:
     found = runtime.on_main(lambda: open_output_dir(config))
-    if "wandb" in config.trackers and not is_off() and not config.preview:
-        runtime.on_main(check_login)
+    if not config.preview:
+        runtime.on_main(lambda: check_trackers(config))
     stop.forget_stale_file()
     with runtime.together():  # what only one rank finds amiss ends all of them
         checkpoint = read_checkpoint(Path(found["checkpoint"])) if found["checkpoint"] else None

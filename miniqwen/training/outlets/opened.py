@@ -16,7 +16,7 @@ from tqdm import tqdm
 from miniqwen.config.watching import WatchFlags
 from miniqwen.training.outlets.others import Other
 from miniqwen.training.outlets.tensorboard import TensorBoard
-from miniqwen.training.outlets.wandb import Wandb, is_off
+from miniqwen.training.outlets.wandb import Wandb, check_login, is_off
 
 SHOWN_SAMPLES = 16  # questions in the table of each evaluation
 SAMPLE_COLUMNS = ("id", "question", "choices", "scores", "generated", "prediction", "answer", "correct")
@@ -40,6 +40,12 @@ class Outlet(Protocol):
     def model(self, folder: Path, aliases: Sequence[str]) -> None: ...
 
     def end(self, status: str, reason: str | None, best: Mapping[str, Any]) -> None: ...
+
+
+def check_trackers(config: WatchFlags) -> None:
+    """Raises `UserError` for one that cannot start: before data and model are loaded."""
+    if "wandb" in config.trackers and not is_off():
+        check_login()
 
 
 class Outlets:

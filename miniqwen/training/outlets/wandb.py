@@ -34,7 +34,7 @@ def is_off() -> str | None:
 
 
 def check_login() -> None:
-    """Raises `UserError` where a run could not be sent: before data and model are loaded."""
+    """Raises `UserError` where a run could not be sent."""
     import wandb
 
     if os.environ.get("WANDB_MODE", "online") == "online" and not wandb.api.api_key:
