@@ -146,6 +146,17 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
+def encode_endings(tokenizer: PreTrainedTokenizerBase, text: str, endings: Sequence[str]) -> list[list[int]]:
+    """The tokens of `text` with each of `endings` behind it, as `encode_text` of both joined finds them.
+
+    What stands before the last word end of `text` is encoded once: no ending changes its tokens (see `split_text`).
+    """
+    ends = list(WORD_END.finditer(text)) if _text_backends(tokenizer)[2] == USUAL_PIECE else []
+    stem = ends[-1].end() if ends else 0
+    shared, *tails = _encode(tokenizer, [text[:stem], *(text[stem:] + ending for ending in endings)])
+    return [[*shared.tolist(), *tail.tolist()] for tail in tails]
+
+
 def encode_beginning(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The tokens of a text that a model goes on with.
 

@@ -2,7 +2,7 @@
 
 Promises: evaluation, which encodes by the same function, asks in the words of training; a mask that would fall inside a
 token is an error. CommonsenseQA's validation split, whose answers are the only public ones to be measured by, is never
-used to choose a model. Costs: two calls of the tokenizer an example.
+used to choose a model. Costs: a prompt is encoded once, whatever follows it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from miniqwen.config.training import TrainConfig
 from miniqwen.data.repositories import Repository
 from miniqwen.errors import UserError
-from miniqwen.model.tokenization_miniqwen import encode_text
+from miniqwen.model.tokenization_miniqwen import encode_endings, encode_text
 from miniqwen.questions.rows import Question
 from miniqwen.questions.splits import Read, Wanted, read_splits
 from miniqwen.questions.templates import Template
@@ -135,10 +135,10 @@ def encode_completions(
 ) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
     """(the prompt's tokens, those of each completion), as `encode_example` encodes them; raises as it does."""
     kept = prompt.rstrip(" ")
-    prompt_ids, found = encode_text(tokenizer, kept), []
-    for text in completions:
-        completion = prompt[len(kept) :] + text
-        whole = encode_text(tokenizer, kept + completion)
+    spaced = [prompt[len(kept) :] + text for text in completions]
+    prompt_ids, *wholes = encode_endings(tokenizer, kept, ["", *spaced])
+    found = []
+    for completion, whole in zip(spaced, wholes, strict=True):
         if whole[: len(prompt_ids)] != prompt_ids or len(whole) == len(prompt_ids):
             raise UserError(
                 f"{where}: the tokenizer joins the end of the prompt {kept[-20:]!r} with the completion "

@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import random
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 import regex
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from miniqwen.errors import UserError
@@ -24,6 +25,7 @@ from miniqwen.model.tokenization_miniqwen import (
     USUAL_PIECE,
     WORD_END,
     document_encoder,
+    encode_endings,
     encode_text,
     load_tokenizer,
     save_tokenizer,
@@ -193,6 +195,27 @@ def test_a_long_text_is_encoded_in_pieces_with_the_tokens_of_the_whole(text: str
     assert all(len(piece) >= limit // 4 for piece in pieces[:-1])
     if all(before[-1].isalnum() and behind[0] in " .,\n。\t" for before, behind in itertools.pairwise(pieces)):
         assert [token for piece in pieces for token in stock(piece)] == stock(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(odd_texts, min_size=2, max_size=4))
+def test_what_goes_on_with_a_text_has_the_tokens_of_both_joined(parts: list[str]) -> None:
+    text, *endings = parts
+    assert encode_endings(TOKENIZER, text, endings) == [encode_text(TOKENIZER, text + ending) for ending in endings]
+
+
+def test_what_every_ending_shares_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, asked = sys.modules[encode_endings.__module__], []
+    encode = module._encode  # type: ignore[attr-defined]
+    monkeypatch.setattr(module, "_encode", lambda *words: asked.append(words[1]) or encode(*words))
+    found = encode_endings(TOKENIZER, "A long question?\nAnswer:", [" red", " blue"])
+    assert asked == [["A long question?\nAnswer", ": red", ": blue"]]
+    assert found == [stock("A long question?\nAnswer: red"), stock("A long question?\nAnswer: blue")]
+    other = Tokenizer.from_str(TOKENIZER.backend_tokenizer.to_str())  # it splits otherwise: nothing is known of words
+    other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    asked.clear()
+    encode_endings(PreTrainedTokenizerFast(tokenizer_object=other), "A question?\nAnswer:", [" red"])
+    assert asked == [["", "A question?\nAnswer: red"]]
 
 
 def test_a_very_long_text_gives_the_tokens_of_its_words_and_one_without_a_word_end_is_encoded_too() -> None:
