@@ -16,7 +16,7 @@ check_python()
 
 from miniqwen.config.evaluating import EvalConfig, file_stem
 from miniqwen.config.flags import parse
-from miniqwen.errors import UserError, interrupts_end, user_errors_exit_2
+from miniqwen.errors import UserError, interrupts_end, shortage_told, user_errors_exit_2
 from miniqwen.questions.templates import TEMPLATE_FILE, Template, template_flags
 
 if __name__ == "__main__":
@@ -54,7 +54,7 @@ from miniqwen.data.repositories import Repository, resolve
 from miniqwen.distributed.launches import launcher_problems
 from miniqwen.distributed.ranks import Ranks
 from miniqwen.eval.answers import Answer, combined, predictions, report, result
-from miniqwen.eval.causal_models import check_vocabulary, computing_in, load_causal_model, scorer
+from miniqwen.eval.causal_models import SHORT_OF_MEMORY, check_vocabulary, computing_in, load_causal_model, scorer
 from miniqwen.eval.generation import generate_rounds
 from miniqwen.eval.result_files import ResultFile, model_fingerprint
 from miniqwen.eval.scoring import is_truncated, model_positions, score_rounds
@@ -296,5 +296,5 @@ def errors_told() -> Any:
 
 if __name__ == "__main__":
     IMPORTED()
-    with user_errors_exit_2():
+    with user_errors_exit_2(), shortage_told(*SHORT_OF_MEMORY):
         main(CONFIG)

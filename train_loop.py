@@ -18,7 +18,7 @@ check_python()
 
 from miniqwen.config.flags import parse
 from miniqwen.config.training import TrainConfig
-from miniqwen.errors import leaves_at_once, user_errors_exit_2
+from miniqwen.errors import leaves_at_once, shortage_told, user_errors_exit_2
 from miniqwen.questions.templates import template_flags
 from miniqwen.training.preemption import StopRequest
 
@@ -45,7 +45,7 @@ from miniqwen.eval.answers import Answer
 from miniqwen.eval.scoring import score_rounds
 from miniqwen.training.bad_updates import BadUpdates
 from miniqwen.training.ending import ended_early, failures_told, reason_to_stop
-from miniqwen.training.memory import shortage_told
+from miniqwen.training.memory import advice
 from miniqwen.training.opening import Run, open_run
 from miniqwen.training.optimizers import make_schedule, set_learning_rate
 from miniqwen.training.outlets.opened import SHOWN_SAMPLES
@@ -196,7 +196,7 @@ def main(config: TrainConfig, stop: StopRequest) -> None:
         if run is None:  # it was only to be shown what it is made of (--preview)
             return
         told = failures_told(config, run.runtime, stop, run.tracker, run.output)
-        with told, shortage_told(config, run.runtime.world_size):
+        with told, shortage_told(*advice(config, run.runtime.world_size)):
             if config.trains:
                 progress, stopped = train(run)
             else:

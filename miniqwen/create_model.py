@@ -12,7 +12,7 @@ check_python()
 
 from miniqwen.config.creating import CreateConfig
 from miniqwen.config.flags import parse
-from miniqwen.errors import interrupts_end, user_errors_exit_2
+from miniqwen.errors import interrupts_end, shortage_told, user_errors_exit_2
 
 if __name__ == "__main__":
     IMPORTED = interrupts_end("no model was written")
@@ -34,6 +34,8 @@ from miniqwen.model.folder import write_folder
 from miniqwen.model.modeling_miniqwen import count_parameters, new_model
 from miniqwen.model.sizes import SIZES
 from miniqwen.model.tokenization_miniqwen import train_tokenizer
+
+SHORT_OF_MEMORY = ("--size or --vocab_size smaller", "--tokenizer_megabytes lower")
 
 
 def main(config: CreateConfig) -> None:
@@ -83,5 +85,5 @@ def next_command(config: CreateConfig, positions: int) -> str:
 
 if __name__ == "__main__":
     IMPORTED()
-    with user_errors_exit_2():
+    with user_errors_exit_2(), shortage_told(*SHORT_OF_MEMORY):
         main(CONFIG)

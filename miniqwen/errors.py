@@ -49,6 +49,24 @@ def user_errors_exit_2() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def shortage_told(*advice: str) -> Iterator[None]:
+    """Memory that runs out, on a device or in the machine, becomes a `UserError` with what needs less of it.
+
+    One of this process alone: others may have enough.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        device = type(error).__name__ == "OutOfMemoryError"  # torch's, which is not imported here
+        if not (device or isinstance(error, MemoryError) or "can't allocate memory" in str(error)):
+            raise
+        found = " ".join(str(error).split())[:200]
+        told = UserError(f"out of memory{'' if device else ' in the machine'}{f': {found}' if found else ''}", *advice)
+        told.of_one_rank = True
+        raise told from None
+
+
+@contextlib.contextmanager
 def leaves_at_once() -> Iterator[None]:
     """Around a whole command: where it ends before its end, Python does not wait for threads that wait for a hub.
 

@@ -13,7 +13,7 @@ check_python()
 
 from miniqwen.config.flags import parse
 from miniqwen.config.generating import GenerateConfig
-from miniqwen.errors import interrupts_end, user_errors_exit_2
+from miniqwen.errors import interrupts_end, shortage_told, user_errors_exit_2
 
 if __name__ == "__main__":
     IMPORTED = interrupts_end("the answer ends here")
@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from transformers.utils import logging as transformers_logging
 
 from miniqwen.errors import UserError
+from miniqwen.eval.causal_models import SHORT_OF_MEMORY
 from miniqwen.eval.dialogue import Partner
 from miniqwen.files import printable
 
@@ -115,5 +116,5 @@ def answer(partner: Partner, turns: list[dict[str, str]], echo: bool = True) -> 
 
 if __name__ == "__main__":
     IMPORTED()
-    with user_errors_exit_2():
+    with user_errors_exit_2(), shortage_told(*SHORT_OF_MEMORY):
         main(CONFIG)

@@ -27,6 +27,13 @@ from miniqwen.model.modeling_miniqwen import MODELS, TargetLoss, load_model, rea
 # Tested: what they are given besides the row reaches their attention, and nothing but a matrix makes their logits.
 SHARED = ("gpt2", "gpt_neox", "llama", "mistral", "olmo2", "qwen2", "qwen3")
 
+SHORT_OF_MEMORY = (  # what to try when it runs out although batches are halved
+    "--bf16 (--fp16 on GPUs before Ampere): half the memory of what is computed",
+    "shorter texts, --max_new_tokens lower: less of the model's keys and values",
+    "fewer processes on the machine: each holds the whole model",
+    "CUDA_VISIBLE_DEVICES= before the command, where it is a GPU's memory: the machine's own is taken",
+)
+
 
 class SharedPrefixModel(torch.nn.Module):
     """A model of the library that computes what choices share once."""

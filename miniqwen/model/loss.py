@@ -49,7 +49,8 @@ class _SummedLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         at_once, held = rows_at_once(len(weight), weight.device), _multiplied_in(precision, weight.device)
         scale = FP16_SCALE if held == torch.float16 else 1.0
-        moved = [tensor.new_zeros(tensor.shape, dtype=torch.float32) if trains and needed else None
+        empty = torch.empty_like if len(rows) else torch.zeros_like  # without rows nothing is written there
+        moved = [empty(tensor, dtype=torch.float32) if trains and needed else None
                  for tensor, needed in zip((rows, weight), ctx.needs_input_grad, strict=False)]  # fmt: skip
         total = rows.new_zeros((), dtype=torch.float32)
         with torch.autocast(weight.device.type, enabled=False) if _autocasts(weight.device) else nullcontext():
@@ -61,10 +62,14 @@ class _SummedLoss(torch.autograd.Function):
                 slope = logits.mul_(scale).to(held) if scale != 1.0 else logits.to(held)
                 if moved[0] is not None:
                     moved[0][start : start + at_once] = _product(slope, matrix)
-                if moved[1] is not None and held == torch.float32:
-                    moved[1].addmm_(slope.T, some)
-                elif moved[1] is not None:
+                if moved[1] is None:
+                    pass
+                elif held == torch.float32:  # beta 0: what stands there before the first rows is not read
+                    moved[1].addmm_(slope.T, some, beta=min(start, 1))
+                elif start:
                     moved[1] += _product(slope.T, some)
+                else:
+                    moved[1] = _product(slope.T, some)
                 del logits, slope  # before the next ones are made
         ctx.scale = scale
         ctx.save_for_backward(*moved)

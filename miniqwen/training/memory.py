@@ -1,19 +1,13 @@
 """What a run does about memory: what lives as long as it is set aside, and what to try when there is not enough.
 
-Promises: memory that runs out on a device, or in the machine, is one screen that names the flags which need less, those
-first that change no result. Costs: nothing.
+Promises: the flags which need less are named, those first that change no result. Costs: nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
-from collections.abc import Iterator
-
-import torch
 
 from miniqwen.config.training import TrainConfig
-from miniqwen.errors import UserError
 
 
 def set_aside() -> None:
@@ -23,21 +17,6 @@ def set_aside() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-@contextlib.contextmanager
-def shortage_told(config: TrainConfig, world_size: int) -> Iterator[None]:
-    """Around what computes: memory that runs out there becomes a `UserError`, of the rank whose memory it is."""
-    try:
-        yield
-    except RuntimeError as error:
-        device = isinstance(error, torch.OutOfMemoryError)
-        if not device and "can't allocate memory" not in str(error):
-            raise
-        found = " ".join(str(error).split())[:200]
-        told = UserError(f"out of memory{'' if device else ' in the machine'}: {found}", *advice(config, world_size))
-        told.of_one_rank = True
-        raise told from None
 
 
 def advice(config: TrainConfig, world_size: int) -> list[str]:

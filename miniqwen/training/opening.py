@@ -25,6 +25,7 @@ from miniqwen.data.packing import stored_cursors
 from miniqwen.data.repositories import Repository, locate, text_column
 from miniqwen.distributed.runtime import Runtime
 from miniqwen.distributed.shards import gathered
+from miniqwen.errors import shortage_told
 from miniqwen.lock import FolderLock
 from miniqwen.model.modeling_miniqwen import compile_layers, count_parameters, load_model
 from miniqwen.model.tokenization_miniqwen import load_tokenizer
@@ -32,7 +33,7 @@ from miniqwen.training.batches import Plan
 from miniqwen.training.ending import closing_summary
 from miniqwen.training.gauges import Card, Gauges, first_began
 from miniqwen.training.lives import lives_until_now, versions
-from miniqwen.training.memory import set_aside
+from miniqwen.training.memory import advice, set_aside
 from miniqwen.training.optimizers import make_optimizer, record_optimizer
 from miniqwen.training.outlets.opened import check_trackers
 from miniqwen.training.output_folder import OutputFolder, open_output_dir
@@ -125,7 +126,9 @@ def open_run(config: TrainConfig, stop: StopRequest) -> Iterator[Run | None]:
     lock = FolderLock(Path(str(config.output_dir)), "train_loop.py")
     runtime.on_main(lock.acquire)
     try:
-        yield _opened(config, stop, runtime, lock)
+        with shortage_told(*advice(config, runtime.world_size)):
+            run = _opened(config, stop, runtime, lock)
+        yield run
     finally:
         gc.unfreeze()
         lock.release()

@@ -10,14 +10,14 @@ import torch
 from runs import TINY, run_script, state
 
 from miniqwen.config.training import TrainConfig
-from miniqwen.errors import UserError, user_errors_exit_2
-from miniqwen.training.memory import advice, set_aside, shortage_told
+from miniqwen.errors import UserError, shortage_told, user_errors_exit_2
+from miniqwen.training.memory import advice, set_aside
 
 CONFIG = TrainConfig(dataset_name="wikipedia", per_device_train_batch_size=6, gradient_accumulation_steps=2)
 
 
 def test_memory_that_runs_out_is_one_screen_of_flags_and_exit_status_2(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended, user_errors_exit_2(), shortage_told(CONFIG, world_size=2):
+    with pytest.raises(SystemExit) as ended, user_errors_exit_2(), shortage_told(*advice(CONFIG, world_size=2)):
         torch.empty(2**60)  # no machine has it
     assert ended.value.code == 2
     shown = capsys.readouterr().err
@@ -35,7 +35,7 @@ def test_a_gpu_s_shortage_is_told_by_the_rank_that_has_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(SystemExit), user_errors_exit_2(), shortage_told(CONFIG, world_size=2):
+    with pytest.raises(SystemExit), user_errors_exit_2(), shortage_told(*advice(CONFIG, world_size=2)):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     assert "out of memory: CUDA out of memory. Tried to allocate 2.00 GiB." in capsys.readouterr().err
 
@@ -74,8 +74,45 @@ def test_a_run_that_it_happens_to_says_so_where_it_is_looked_for(model: Path, mi
     assert "out of memory: CUDA out of memory" in state(output)["reason"]
 
 
+LOADING = """
+import os, runpy, sys
+sys.path.insert(0, os.getcwd())
+import torch
+whole = torch.nn.Module.to
+def to(self, *args, **kwargs):
+    if any(True for _ in self.parameters()):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    return whole(self, *args, **kwargs)
+torch.nn.Module.to = to
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "advised"),
+    [
+        ("train_loop.py --dataset_name wikipedia --block_size 32 --max_steps 2 --output_dir OUT", "--gradient_checkp"),
+        ("eval_loop.py --dataset_name sciq --output_dir OUT", "--bf16"),
+        ("miniqwen/generate.py hello", "--max_new_tokens"),
+    ],
+)  # fmt: skip
+def test_a_model_that_does_not_fit_is_one_screen_too(
+    command: str, advised: str, model: Path, mirror: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "loading.py"
+    script.write_text(LOADING)
+    words = command.replace("OUT", str(tmp_path / "out")).split()
+    data = [] if "generate" in command else ["--data_root", mirror]
+    done = run_script(str(script), *words, "--model_path", model, *data)
+    assert done.returncode == 2, done.stderr
+    assert "out of memory: CUDA out of memory. Tried to allocate 2.00 GiB." in done.stderr
+    assert advised in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_other_errors_pass() -> None:
-    with pytest.raises(RuntimeError, match="shapes") as caught, shortage_told(CONFIG, world_size=1):
+    with pytest.raises(RuntimeError, match="shapes") as caught, shortage_told(*advice(CONFIG, world_size=1)):
         raise RuntimeError("shapes differ")
     assert not isinstance(caught.value, UserError)
 
