@@ -57,13 +57,19 @@ def shortage_told(*advice: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        device = type(error).__name__ == "OutOfMemoryError"  # torch's, which is not imported here
-        if not (device or isinstance(error, MemoryError) or "can't allocate memory" in str(error)):
+        if not is_shortage(error):
             raise
+        device = type(error).__name__ == "OutOfMemoryError"
         found = " ".join(str(error).split())[:200]
         told = UserError(f"out of memory{'' if device else ' in the machine'}{f': {found}' if found else ''}", *advice)
         told.of_one_rank = True
         raise told from None
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether memory ran out: torch, which is not imported here, has its own errors for that."""
+    told = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and told)
 
 
 @contextlib.contextmanager

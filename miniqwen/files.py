@@ -7,6 +7,7 @@ a sync, a rename, a sync of the folder. Costs: two syncs a file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -114,15 +115,42 @@ def sync_all(folder: Path) -> None:
     sync(folder)
 
 
+def regular(path: Path) -> Path:
+    """`path`, to be read; raises `OSError` where it leads to a pipe or a device, which may never end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "Is no regular file", str(path))
+    return path
+
+
+def check_regular(folder: Path) -> None:
+    """Raises `OSError` where something in a folder would be read for ever: a library opens what has the right name."""
+    for path in folder.iterdir():
+        if not path.is_dir():
+            regular(path)
+
+
+def read_json(path: Path) -> Any:
+    """What a file of JSON holds; raises `OSError` or `ValueError`, whatever is wrong with it."""
+    return parsed(regular(path).read_text(encoding="utf-8"))
+
+
+def parsed(text: str | bytes) -> Any:
+    """What JSON says; raises `ValueError` where it is none, and where it is nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
 def file_hash(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    with Path(path).open("rb") as file:
+    with regular(Path(path)).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def whole_lines(path: Path) -> bytes:
     """What a file of lines holds, without what a killed process left of its last one."""
-    written = path.read_bytes()
+    written = regular(path).read_bytes()
     return written[: written.rfind(b"\n") + 1]
 
 

@@ -19,7 +19,7 @@ from miniqwen.config.data import QA_DATASETS
 from miniqwen.config.evaluating import EvalConfig
 from miniqwen.config.training import TrainConfig
 from miniqwen.errors import UserError
-from miniqwen.files import write_json
+from miniqwen.files import read_json, write_json
 from miniqwen.questions.choices import LABELS
 from miniqwen.questions.rows import Question
 
@@ -174,7 +174,7 @@ class Template:
         if not file.exists():
             return cls()
         try:
-            described = json.loads(file.read_text(encoding="utf-8"))
+            described = read_json(file)
             prompt, choices = described["prompt_template"], described["choices_template"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}: expected prompt_template and choices_template as JSON ({error!r})") from None

@@ -6,7 +6,6 @@ asked. What counts is `history`'s to say. Costs: see curves.py; the files are re
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ import yaml
 from miniqwen.config.flags import RECORDED
 from miniqwen.config.output import BAD_UPDATES_FILE, SAMPLES_FILE
 from miniqwen.errors import UserError
-from miniqwen.files import whole_lines
+from miniqwen.files import parsed, read_json, regular, whole_lines
 from miniqwen.training.curves import Curves
 from miniqwen.training.health import Notice, Watch
 from miniqwen.training.history import final_history, read_lines
@@ -40,7 +39,7 @@ class Record:
         file = folder / "config.yaml"
         try:
             loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the listing of large data is long
-            flags = yaml.load(file.read_text(encoding="utf-8"), loader)  # a safe one, either way
+            flags = yaml.load(regular(file).read_text(encoding="utf-8"), loader)  # a safe one, either way
             recorded = flags.pop(RECORDED, None) or {}
         except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
             why = " ".join(str(error).split())
@@ -138,7 +137,7 @@ def result(file: Path) -> dict[str, Any] | None:
         with file.open("rb") as opened:
             if file.stat().st_size > LARGEST_RESULT or b'"dataset"' not in opened.read(64):
                 return None
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
     except (OSError, ValueError):
         return None
     if not isinstance(found, dict) or not _has_figures(found):
@@ -178,12 +177,12 @@ def _added(file: Path, start: int) -> tuple[list[dict[str, Any]], int]:
         opened.seek(start)
         added = opened.read()
     whole = added[: added.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()], start + len(whole)
+    return [parsed(line) for line in whole.splitlines()], start + len(whole)
 
 
 def _json(file: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
