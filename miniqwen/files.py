@@ -17,7 +17,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
+
 from miniqwen.errors import UserError
+
+DEEPEST = 100  # lists and mappings within each other that a file of YAML may have
 
 
 @contextlib.contextmanager
@@ -132,6 +136,19 @@ def check_regular(folder: Path) -> None:
 def read_json(path: Path) -> Any:
     """What a file of JSON holds; raises `OSError` or `ValueError`, whatever is wrong with it."""
     return parsed(regular(path).read_text(encoding="utf-8"))
+
+
+def read_yaml(path: Path) -> Any:
+    """What a file of YAML holds, nothing but plain values; raises `OSError` or `ValueError`, as `read_json` does."""
+    text, loader, depth = regular(path).read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader), 0
+    try:
+        for event in yaml.parse(text, loader):  # the library written in C crashes where it is nested too deep
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise ValueError("nested too deep")
+        return yaml.load(text, loader)
+    except Exception as error:  # the library's own, and whatever its values' types raise
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def parsed(text: str | bytes) -> Any:

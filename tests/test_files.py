@@ -13,6 +13,7 @@ from miniqwen.files import (
     encodable,
     file_hash,
     read_json,
+    read_yaml,
     whole_lines,
     write_bytes,
     write_json,
@@ -80,3 +81,17 @@ def test_what_is_no_file_is_not_waited_for_and_what_is_no_json_is_one_kind_of_er
         (tmp_path / f"{number}").write_bytes(data)
         with pytest.raises(ValueError, match=r"\w"):
             read_json(tmp_path / f"{number}")
+
+
+def test_yaml_is_plain_values_or_one_kind_of_error(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    deep = (b"[" * 200_000, b"{a: " * 100_000, b"- " * 100_000, b"&a [*a" + b"[" * 101)
+    odd = (b"!!python/object/apply:os.getcwd []", b"\xff", b"a: [", b"a: *b", b"? [a]\n: 1", b"{[a]: 1}", b"\0")
+    for data in (*deep, *odd, b"x: 2026-01-01T00:00:00+99:99", b"!!int x", b"!!timestamp 1", b"a: 1\n---\nb: 2"):
+        file.write_bytes(data)
+        with pytest.raises(ValueError, match=r"\w"):
+            read_yaml(file)
+    file.write_text("a: [1, {b: no}]\nc: é\n", encoding="utf-8")
+    assert read_yaml(file) == {"a": [1, {"b": False}], "c": "é"}
+    file.write_bytes(b"")
+    assert read_yaml(file) is None

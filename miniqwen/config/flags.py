@@ -23,6 +23,7 @@ import yaml
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from miniqwen.errors import UserError
+from miniqwen.files import read_yaml
 
 RECORDED = "recorded"  # the section of config.yaml that a run adds for its reader; ignored when the file is used again
 
@@ -182,15 +183,17 @@ def _unknown(word: str, fields: Mapping[str, Any]) -> str:
     return f"{word.partition('=')[0]}: no such flag" + (f"; did you mean --{near[0]}?" if near else "; see --help")
 
 
-def _read_yaml(path: str | None, fields: Mapping[str, dataclasses.Field[Any]]) -> tuple[dict[str, Any], list[str]]:
+def _read_yaml(path: Any, fields: Mapping[str, dataclasses.Field[Any]]) -> tuple[dict[str, Any], list[str]]:
     """The flags in a YAML file and what is wrong with the file."""
     if path is None:
         return {}, []
+    if path is BARE:
+        return {}, ["--config: needs a file"]
     try:
-        read = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        read = read_yaml(Path(_at_home(path)))
     except OSError as error:
         return {}, [f"--config {path}: {error.strerror}"]
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         return {}, [f"--config {path}: not YAML: {' '.join(str(error).split())}"]
     if read is None:
         return {}, []
@@ -241,12 +244,14 @@ def _convert(value: Any, hint: Any, choices: Sequence[str], verbatim: bool) -> A
         raise ValueError("needs a value")
     if typing.get_origin(wanted) is tuple:
         given = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(part, (list, dict)) for part in given):
+            raise ValueError("expected texts, got a list or a mapping among them")
         words = [word for part in given for word in ([str(part)] if verbatim else str(part).replace(",", " ").split())]
         if not words and not verbatim:  # a file may say of texts that there are none
             raise ValueError("needs at least one value")
         return tuple(_chosen(word, choices) for word in words)
     if isinstance(value, (list, dict)):
-        raise ValueError(f"expected one value, got {value!r}")
+        raise ValueError(f"expected one value, got a {'list' if isinstance(value, list) else 'mapping'}")
     if wanted is str:  # YAML reads a bare `no` as False: `eval_strategy: no` means the word
         return _chosen("no" if value is False and "no" in choices else str(value), choices)
     return _number(value, wanted)
@@ -299,7 +304,7 @@ def _chosen(word: str, choices: Sequence[str]) -> str:
 
 def plain(config: Flags) -> dict[str, Any]:
     """The flags and their values, as YAML has them."""
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

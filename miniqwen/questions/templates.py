@@ -88,6 +88,8 @@ def template_problems(prompt: str | None, choices: str | None) -> list[str]:
         if template is None:
             continue
         fields = _fields(template)
+        if BLANK in template:
+            found.append(f"--{name} {template!r}: has a NUL character")
         allowed = ", ".join(f"{{{field}}}" for field in known)
         if f"{{{needed}}}" not in fields:
             found.append(f"--{name} {template!r}: needs {{{needed}}} (it may contain {allowed})")
@@ -137,10 +139,8 @@ class Template:
 
     def render(self, question: Question) -> str:
         """The prompt: a line whose fields are all empty (no support, no choices) is left out."""
-        lines = [
-            _substitute(self.choices, {"label": label, "text": text.strip()})
-            for label, text in zip(LABELS, question.choices, strict=False)
-        ]
+        named = zip(LABELS, question.choices if "{choices}" in _fields(self.prompt) else (), strict=False)
+        lines = [_substitute(self.choices, {"label": label, "text": text.strip()}) for label, text in named]
         values = {
             "question": question.question.strip(),
             "choices": "\n".join(lines),

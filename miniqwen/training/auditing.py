@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError
 
 from miniqwen.checkpoints.checkpoint import (
@@ -31,7 +30,7 @@ from miniqwen.checkpoints.tensor_files import StoredTensors
 from miniqwen.config.flags import RECORDED
 from miniqwen.config.models import MODEL_FILES
 from miniqwen.errors import UserError
-from miniqwen.files import parsed, read_json, regular, whole_lines
+from miniqwen.files import read_json, read_yaml, whole_lines
 from miniqwen.lock import writer_in
 from miniqwen.model.modeling_miniqwen import parameter_shapes
 from miniqwen.training.history import Line, evaluates, final_history, read_lines
@@ -96,8 +95,8 @@ def audit(folder: Path) -> Audit:
 
 
 def _read(folder: Path, found: Audit) -> Left:
-    state = _mapping(folder / "trainer_state.json", parsed, found)
-    flags = _mapping(folder / "config.yaml", yaml.safe_load, found)
+    state = _mapping(folder / "trainer_state.json", read_json, found)
+    flags = _mapping(folder / "config.yaml", read_yaml, found)
     recorded = flags.pop(RECORDED, None) or {}
     whole = []
     for path in sorted(folder.glob("checkpoint-*"), key=step_of):
@@ -135,10 +134,10 @@ def _read(folder: Path, found: Audit) -> Left:
 def _mapping(file: Path, read: Any, found: Audit) -> dict[str, Any]:
     """What a file holds; a fault and nothing if it cannot be read."""
     try:
-        return dict(read(regular(file).read_text(encoding="utf-8")))
+        return dict(read(file))
     except OSError as error:
         found.faults.append(f"{file}: cannot be read ({error.strerror})")
-    except (ValueError, TypeError, yaml.YAMLError):
+    except (ValueError, TypeError):
         found.faults.append(f"{file}: does not hold what a run writes there")
     return {}
 

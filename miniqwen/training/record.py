@@ -11,12 +11,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from miniqwen.config.flags import RECORDED
 from miniqwen.config.output import BAD_UPDATES_FILE, SAMPLES_FILE
 from miniqwen.errors import UserError
-from miniqwen.files import parsed, read_json, regular, whole_lines
+from miniqwen.files import parsed, read_json, read_yaml, whole_lines
 from miniqwen.training.curves import Curves
 from miniqwen.training.health import Notice, Watch
 from miniqwen.training.history import final_history, read_lines
@@ -38,10 +36,9 @@ class Record:
         """The run that left its config.yaml in `folder`; raises `UserError` where there is none that can be read."""
         file = folder / "config.yaml"
         try:
-            loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the listing of large data is long
-            flags = yaml.load(regular(file).read_text(encoding="utf-8"), loader)  # a safe one, either way
+            flags = read_yaml(file)
             recorded = flags.pop(RECORDED, None) or {}
-        except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, AttributeError) as error:
             why = " ".join(str(error).split())
             raise UserError(f"{file}: cannot be read as a run's configuration ({why}); give an --output_dir") from None
         found = cls(folder, flags, recorded)
