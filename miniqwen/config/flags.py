@@ -251,7 +251,9 @@ def _convert(value: Any, hint: Any, choices: Sequence[str], verbatim: bool) -> A
             raise ValueError("needs at least one value")
         return tuple(_chosen(word, choices) for word in words)
     if isinstance(value, (list, dict)):
-        raise ValueError(f"expected one value, got a {'list' if isinstance(value, list) else 'mapping'}")
+        inner = value if isinstance(value, list) else [*value, *value.values()]
+        nested = any(isinstance(part, (list, dict)) for part in inner)  # without end, where YAML says so
+        raise ValueError(f"expected one value, got {'lists in each other' if nested else repr(value)}")
     if wanted is str:  # YAML reads a bare `no` as False: `eval_strategy: no` means the word
         return _chosen("no" if value is False and "no" in choices else str(value), choices)
     return _number(value, wanted)

@@ -407,7 +407,7 @@ def test_making_a_model_asks_for_nothing_about_questions() -> None:
         ("[" * 100_000, "not YAML: nested too deep"),
         ("max_steps: 2026-01-01T00:00:00+99:99", "not YAML: offset must be"),
         ("max_steps: !!timestamp 1", "not YAML:"),
-        ("warmup_steps: &a [*a, *a]", "--warmup_steps: expected one value, got a list"),
+        ("warmup_steps: &a [*a, *a]", "--warmup_steps: expected one value, got lists in each other"),
         ("report_to: [[wandb]]", "--report_to: expected texts, got a list"),
         ("a: !!python/object/apply:os.getcwd []", "not YAML:"),
     ],
