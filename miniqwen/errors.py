@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -33,6 +34,13 @@ class UserError(Exception):
         self.problems = problems
 
 
+def printable(text: str, keep: str = "") -> str:
+    """`text` with its control characters spelled out, but for those to `keep`: a terminal would obey them."""
+    return "".join(
+        repr(char)[1:-1] if unicodedata.category(char) in ("Cc", "Cs") and char not in keep else char for char in text
+    )
+
+
 @contextlib.contextmanager
 def user_errors_exit_2() -> Iterator[None]:
     """Print a `UserError` as a short list on stderr and leave with its status, 2 as a rule; other exceptions pass."""
@@ -44,7 +52,7 @@ def user_errors_exit_2() -> Iterator[None]:
         count = len(error.problems)
         print(f"error: {'1 problem' if count == 1 else f'{count} problems'}", file=sys.stderr)
         for problem in error.problems:
-            print(f"  * {problem}", file=sys.stderr)
+            print(f"  * {printable(problem, keep=chr(10))}", file=sys.stderr)
         raise SystemExit(error.exit_status) from None
 
 

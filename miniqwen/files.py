@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -177,13 +176,6 @@ def cut_torn_line(path: Path) -> None:
         whole = whole_lines(path)
         if len(whole) != path.stat().st_size:
             os.truncate(path, len(whole))
-
-
-def printable(text: str, keep: str = "") -> str:
-    """`text` with its control characters spelled out, but for those to `keep`: a terminal would obey them."""
-    return "".join(
-        repr(char)[1:-1] if unicodedata.category(char) in ("Cc", "Cs") and char not in keep else char for char in text
-    )
 
 
 def encodable(text: str) -> str:
