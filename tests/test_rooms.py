@@ -21,7 +21,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "checkpoints": "tensor_files background checkpoint",
     },
     {"data": "patience hub formats units sources repositories windows held_out documents strands mixture "
-             "token_cache packing tokenizer_text "
+             "token_cache tokenizing packing tokenizer_text "
              "pretrained"},
     {"questions": "texts choices spellings readings rows splits templates examples protocols"},
     {
