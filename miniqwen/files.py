@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -156,6 +156,24 @@ def parsed(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deep") from None
+
+
+def sealed(value: Mapping[str, Any]) -> bytes:
+    """JSON that says by a hash of its own whether it was damaged."""
+    text = json.dumps(value)
+    return json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "sealed": text}).encode()
+
+
+def unsealed(path: Path) -> dict[str, Any]:
+    """What was `sealed` in a file; raises `OSError` or `ValueError`."""
+    try:
+        found = read_json(path)
+        text = found["sealed"]
+        if hashlib.sha256(text.encode()).hexdigest() == found["sha256"]:
+            return dict(parsed(text))
+    except (KeyError, TypeError, AttributeError):
+        pass
+    raise ValueError(f"{path} is not what was written")
 
 
 def file_hash(path: str | Path) -> str:

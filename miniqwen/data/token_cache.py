@@ -9,7 +9,6 @@ Costs: 2 bytes a token for vocabularies up to 65,536, else 4, and 16 bytes a row
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +23,7 @@ from miniqwen.data.sources import Source
 from miniqwen.data.units import Units
 from miniqwen.data.windows import TextWindows
 from miniqwen.errors import UserError
-from miniqwen.files import file_hash, read_json
+from miniqwen.files import file_hash, read_json, unsealed
 from miniqwen.model.tokenization_miniqwen import tokenizer_fingerprint
 
 MADE_OF = "made_of.json"
@@ -154,24 +153,6 @@ def open_token_cache(root: Path, source: Source, tokenizer: PreTrainedTokenizerB
             f"--token_cache {root}: the tokens of {source.name} are damaged ({error}); {again} again: it makes anew "
             "what is damaged, and nothing else"
         ) from None
-
-
-def sealed(value: Mapping[str, Any]) -> bytes:
-    """JSON that says by a hash of its own whether it was damaged."""
-    text = json.dumps(value)
-    return json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "sealed": text}).encode()
-
-
-def unsealed(path: Path) -> dict[str, Any]:
-    """What was `sealed` in a file; raises `OSError` or `ValueError`."""
-    try:
-        found = read_json(path)
-        text = found["sealed"]
-        if hashlib.sha256(text.encode()).hexdigest() == found["sha256"]:
-            return dict(json.loads(text))
-    except (KeyError, TypeError, AttributeError):
-        pass
-    raise ValueError(f"{path} is not what was written")
 
 
 def damaged(folder: Path, files: Mapping[str, tuple[int, str]], hashed: bool = False) -> str | None:

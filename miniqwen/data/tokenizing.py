@@ -19,10 +19,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from miniqwen.data.sources import Source
-from miniqwen.data.token_cache import COMPLETE, MADE_OF, PARTS, damaged, made_of, refuse_if_stale, sealed, unsealed
+from miniqwen.data.token_cache import COMPLETE, MADE_OF, PARTS, damaged, made_of, refuse_if_stale
 from miniqwen.data.windows import TextWindows, text_bytes
 from miniqwen.errors import UserError
-from miniqwen.files import file_hash, make_folder, write_bytes, written_whole
+from miniqwen.files import file_hash, make_folder, sealed, unsealed, write_bytes, written_whole
 from miniqwen.model.tokenization_miniqwen import document_encoder, text_oddities
 
 ENCODED_ROWS = 64  # at once
