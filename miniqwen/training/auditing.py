@@ -351,7 +351,7 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _same(one: Path, other: Path) -> bool:
-    return one.is_file() and one.read_bytes() == other.read_bytes()
+    return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
 
 
 def _shown(what: str, names: Iterable[Any]) -> Iterator[str]:

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from miniqwen.checkpoints.checkpoint import ASIDE
 from miniqwen.config.flags import RECORDED
 from miniqwen.config.output import BAD_UPDATES_FILE, SAMPLES_FILE
 from miniqwen.errors import UserError
-from miniqwen.files import parsed, read_json, read_yaml, whole_lines
+from miniqwen.files import parsed, read_json, read_yaml, regular, whole_lines
 from miniqwen.training.curves import Curves
 from miniqwen.training.health import Notice, Watch
 from miniqwen.training.history import final_history, read_lines
@@ -125,13 +126,13 @@ def result_files(place: Path) -> list[Path]:
     if place.is_file():
         return [place]
     tried = [*place.glob("*.json"), *place.glob("*/*.json")]
-    return sorted(file for file in tried if not file.parent.name.startswith(("checkpoint-", ".")))
+    return sorted(file for file in tried if not file.parent.name.startswith(("checkpoint-", ASIDE, ".")))
 
 
 def result(file: Path) -> dict[str, Any] | None:
     """What eval_loop.py wrote there, with its `file` and how old it is; None for another file."""
     try:
-        with file.open("rb") as opened:
+        with regular(file).open("rb") as opened:
             if file.stat().st_size > LARGEST_RESULT or b'"dataset"' not in opened.read(64):
                 return None
         found = read_json(file)
