@@ -54,12 +54,12 @@ from miniqwen.data.repositories import Repository, resolve
 from miniqwen.distributed.launches import launcher_problems
 from miniqwen.distributed.ranks import Ranks
 from miniqwen.eval.answers import Answer, combined, predictions, report, result
-from miniqwen.eval.causal_models import SHORT_OF_MEMORY, check_vocabulary, computing_in, load_causal_model, scorer
+from miniqwen.eval.causal_models import SHORT_OF_MEMORY, computing_in, load_causal_model, scorer
 from miniqwen.eval.generation import generate_rounds
 from miniqwen.eval.result_files import ResultFile, model_fingerprint
 from miniqwen.eval.scoring import is_truncated, model_positions, score_rounds
 from miniqwen.files import write_json, write_text
-from miniqwen.model.tokenization_miniqwen import load_tokenizer, tokenizer_fingerprint
+from miniqwen.model.tokenization_miniqwen import check_vocabulary, load_tokenizer, tokenizer_fingerprint
 from miniqwen.questions.protocols import Prompt, Request, chat_of, encode_prompt, make_prompts, unconditional_request
 from miniqwen.questions.readings import Reading
 from miniqwen.questions.rows import Question
@@ -102,7 +102,7 @@ def main(config: EvalConfig) -> None:
     outlets = trackers(config, ranks)
     known = ranks.on_main(lambda: [known_answers(*both, config) for both in zip(files, asked, strict=True)])
     model = load_causal_model(str(config.model_path)).to(state.device)
-    check_vocabulary(model, tokenizer, str(config.model_path))
+    check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings, str(config.model_path))
     results = {}
     for note in (note for one in asked for note in one.read.notes if ranks.is_main):
         print(note)

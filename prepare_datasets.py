@@ -30,22 +30,24 @@ if __name__ == "__main__":
 import functools
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from miniqwen.config.data import QA_DATASETS, DataFlags
+from miniqwen.config.data import KNOWN, QA_DATASETS, DataFlags, is_local
 from miniqwen.data.patience import patiently
 from miniqwen.data.repositories import REPOSITORIES, Repository, repository_card, resolve, text_column
 from miniqwen.data.sources import Source, open_file, readable
 from miniqwen.data.tokenizing import write_token_cache
 from miniqwen.data.units import DataFile
 from miniqwen.demo import DemoSummary, write_demo
-from miniqwen.errors import UserError
+from miniqwen.errors import UserError, printable
 from miniqwen.files import make_folder, sync, written_whole
 from miniqwen.lock import FolderLock
 from miniqwen.model.tokenization_miniqwen import load_tokenizer
+from miniqwen.questions.splits import Wanted, read_splits
 
 SHOWN_CHARACTERS = 100
 COLUMNS = {
@@ -58,31 +60,53 @@ COLUMNS = {
 
 def prepare(name: str, config: PrepareConfig) -> None:
     """Resolve one data set, describe it, and download it if asked to. Raises `UserError` for what cannot be had."""
-    flags = DataFlags(
-        dataset_name=name, data_root=config.data_root, cache_dir=config.cache_dir, streaming=config.streaming,
-        wikipedia_version=config.wikipedia_version, text_column=config.text_column, sample_by=config.sample_by,
-        dataset_config_name=config.dataset_config_name, hub_timeout=config.hub_timeout,
-    )  # fmt: skip
-    columns = COLUMNS.get(name, (config.text_column or "text",))
+    flags = config.reading(name)
     repository = resolve(name, flags)
     print(
         f"\n{name}: {repository.path}" + (f", configuration {repository.config_name}" if repository.config_name else "")
     )
-    print(f"  from      {config.data_root or 'the hub, revision ' + str(repository.revision)}")
+    on_hub = f"the hub, revision {repository.revision}"
+    print(f"  from      {'this machine' if is_local(name) and name not in KNOWN else config.data_root or on_hub}")
     if repository.note:
         print(f"  note      {repository.note.removeprefix(f'{name}: ')}")
     for split, files in repository.splits.items():
         print(f"  split     {split}: {shape(repository, split, files)}")
-    print(f"  columns   {', '.join(columns)}")
-    first = next(iter(repository.splits))
-    source = repository.source(first, columns)
-    rows = first_rows(source)
-    for number in range(min(config.num_samples, len(rows[columns[0]]))):
-        print(f"  {first}[{number}]  {sample(name, {column: values[number] for column, values in rows.items()})}")
+    if name == config.dataset_name and config.asks:
+        show_questions(name, repository, flags, config.num_samples)
+    else:
+        show_rows(name, repository, COLUMNS.get(name, (flags.text_column or "text",)), config.num_samples)
     if config.download:
         download(repository, Path(config.download))
     if config.tokenize and name not in QA_DATASETS:
         tokenize(repository, text_column(name, flags), Path(config.tokenize), str(config.model_path))
+
+
+def show_questions(name: str, repository: Repository, flags: DataFlags, number: int) -> None:
+    """How questions of one's own are read, all of them, as training does; raises `UserError` for what it refuses."""
+    wanted = [Wanted(split, need_answers=False) for split in repository.splits]
+    found = read_splits(repository, name, flags, wanted)
+    for note in found.notes:
+        print(f"  note      {note.removeprefix(f'{name}: ')}")
+    for one, questions in zip(wanted, found.questions, strict=True):
+        counts = Counter(len(question.choices) for question in questions)
+        without = sum(question.answer is None for question in questions)
+        told = ", ".join(f"{times:,} with {choices} choices" for choices, times in sorted(counts.items()))
+        print(f"  questions {one.split}: {told}" + (f"; {without:,} without an answer" if without else ""))
+        for place, question in enumerate(questions[:number]):
+            marks = ("*" * (index == question.answer_index) for index in range(len(question.choices)))
+            choices = [mark + shortened(choice) for mark, choice in zip(marks, question.choices, strict=True)]
+            answer = choices or [f"*{shortened(question.answer)}"]
+            print(f"  {one.split}[{place}]  {shortened(question.question)}  {' | '.join(answer)}")
+
+
+def show_rows(name: str, repository: Repository, columns: tuple[str, ...], number: int) -> None:
+    """The first rows of the first split."""
+    print(f"  columns   {', '.join(columns)}")
+    first = next(iter(repository.splits))
+    source = repository.source(first, columns)
+    rows = first_rows(source)
+    for place in range(min(number, len(rows[columns[0]]))):
+        print(f"  {first}[{place}]  {sample(name, {column: values[place] for column, values in rows.items()})}")
 
 
 def first_rows(source: Source) -> dict[str, list[Any]]:
@@ -122,7 +146,7 @@ def sample(name: str, row: dict[str, Any]) -> str:
 
 
 def shortened(value: Any) -> str:
-    text = " ".join(str(value).split())
+    text = printable(" ".join(str(value).split()))
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"
 
 

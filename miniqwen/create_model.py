@@ -23,11 +23,13 @@ if __name__ == "__main__":
             description="Make a model: a tokenizer trained on text and random weights, or an imported checkpoint.",
         )
 
+import dataclasses
 import shlex
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from miniqwen.config.data import KNOWN, DataFlags
 from miniqwen.data.pretrained import imported
 from miniqwen.data.tokenizer_text import training_texts
 from miniqwen.model.folder import write_folder
@@ -73,8 +75,10 @@ def created(config: CreateConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 def next_command(config: CreateConfig, positions: int) -> str:
     """The command that continues from here: pretraining on the text that the tokenizer has learned."""
     length = min(1024, positions)
-    names = ("dataset_config_name", "data_root", "text_column")
-    data = [word for name in names if (value := getattr(config, name)) for word in (f"--{name}", value)]
+    given = {f.name: getattr(config, f.name) for f in dataclasses.fields(DataFlags) if f.name != "dataset_name"}
+    other = {name: value for name, value in given.items() if value != getattr(DataFlags(), name)}
+    data = [word for name, value in other.items() for word in (f"--{name}", str(value))]
+    data += [] if set(config.named.values()) <= set(KNOWN) else ["--task", "pretrain"]
     words = [
         "accelerate", "launch", "-q", "train_loop.py", "--model_path", str(config.output_dir),
         "--dataset_name", str(config.dataset_name), *data, "--output_dir", "./miniqwen/pretrained",

@@ -8,9 +8,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from miniqwen.config.data import BOTH, HUB_IDS, HUB_TIMEOUT, KNOWN, USUAL_DUMP, is_local, unknown_dataset
+from miniqwen.config.data import (
+    ANSWER_READINGS,
+    BOTH,
+    HUB_IDS,
+    HUB_TIMEOUT,
+    KNOWN,
+    USUAL_DUMP,
+    DataFlags,
+    is_local,
+    unknown_dataset,
+)
 from miniqwen.config.flags import Flags, flag
 from miniqwen.config.models import model_problems
+
+QUESTION_FLAGS = ("question_column", "choices_column", "answer_column", "answer_is", "support_column", "id_column")
 
 
 @dataclass(frozen=True)
@@ -31,10 +43,23 @@ class PrepareConfig(Flags):
     )
     model_path: str | None = flag(None, "folder of the model whose tokenizer --tokenize uses", group="how", path=True)
     dataset_name: str | None = flag(
-        None, "text of your own to prepare: a hub id (OWNER/NAME), or a local file or folder; the four data sets above "
-        "are known by their hub ids too", group="what", path=True)  # fmt: skip
+        None, "text or questions of your own to prepare: a hub id (OWNER/NAME), a local file or folder, or a "
+        "pattern in quotes; the four data sets above are known by their hub ids too",
+        group="what", path=True)  # fmt: skip
     dataset_config_name: str | None = flag(None, "configuration (subset) of --dataset_name", group="what")
     text_column: str | None = flag(None, "column with the text of --dataset_name (default: text)", group="what")
+    question_column: str | None = flag(
+        None, "column with the question: --dataset_name is questions of your own", group="what"
+    )
+    choices_column: str | None = flag(
+        None, "column with its choices, or several with commas, one a choice", group="what"
+    )
+    answer_column: str | None = flag(None, "column with its answer", group="what")
+    answer_is: str | None = flag(
+        None, "what an answer says of its choice (see train_loop.py --help)", group="what", choices=ANSWER_READINGS
+    )
+    support_column: str | None = flag(None, "column with a supporting passage", group="what")
+    id_column: str | None = flag(None, "column with a row's id", group="what")
     sample_by: str = flag(
         "line", "a document of a .txt file: line, paragraph or document", group="what",
         choices=("line", "paragraph", "document"))  # fmt: skip
@@ -61,6 +86,21 @@ class PrepareConfig(Flags):
             own = tuple(part for name in own for part in (BOTH if name == "both" else (HUB_IDS.get(name, name),)))
         return tuple(dict.fromkeys((*chosen, *own)))
 
+    @property
+    def asks(self) -> bool:
+        """Whether --dataset_name is questions."""
+        return bool(self.question_column or self.choices_column or self.answer_column)
+
+    def reading(self, name: str) -> DataFlags:
+        """How a data set is read, as the loops' flags say it; columns are those of --dataset_name."""
+        own = {flag: getattr(self, flag) for flag in ("text_column", *QUESTION_FLAGS) if name == self.dataset_name}
+        return DataFlags(
+            dataset_name=name, data_root=self.data_root, cache_dir=self.cache_dir, streaming=self.streaming,
+            wikipedia_version=self.wikipedia_version, sample_by=self.sample_by,
+            dataset_config_name=self.dataset_config_name if name == self.dataset_name else None,
+            hub_timeout=self.hub_timeout, **own,
+        )  # fmt: skip
+
     def problems(self) -> list[str]:
         found = super().problems()
         if not self.datasets and not self.demo:
@@ -71,12 +111,16 @@ class PrepareConfig(Flags):
         for name in self.datasets:
             if name not in KNOWN:
                 found += unknown_dataset(name)
-        alone = ("dataset_config_name", "text_column", "sample_by")
+        alone = ("dataset_config_name", "text_column", "sample_by", *QUESTION_FLAGS)
         found += [
             f"--{name} belongs to --dataset_name, which is not given"
             for name in alone
             if not self.dataset_name and getattr(self, name) != type(self).__dataclass_fields__[name].default
         ]
+        if self.dataset_name in self.datasets and self.dataset_name not in KNOWN:
+            found += [problem for problem in self.reading(self.dataset_name).problems() if problem not in found]
+            if self.tokenize and self.asks:
+                found.append("--tokenize is for text, and --question_column says that these are questions")
         if self.wikipedia_version and "wikipedia" not in self.datasets:
             found.append(f"--wikipedia_version {self.wikipedia_version}: Wikipedia is not among what is prepared")
         if bool(self.tokenize) != bool(self.model_path):

@@ -118,13 +118,6 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> se
     return {tokenizer.eos_token_id, *listed}
 
 
-def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Raises `UserError` when the folder's tokenizer has tokens that its model does not know."""
-    vocabulary, tokens = model.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values()) + 1
-    if tokens > vocabulary:
-        raise UserError(f"{folder}: the tokenizer has {tokens} tokens, the model only {vocabulary}")
-
-
 def load_causal_model(folder: str | Path) -> PreTrainedModel:
     """The model in a folder, its weights in fp32.
 

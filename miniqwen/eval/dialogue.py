@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from miniqwen.config.generating import GenerateConfig
 from miniqwen.errors import UserError, printable
-from miniqwen.eval.causal_models import check_vocabulary, computing_in, end_tokens, load_causal_model
+from miniqwen.eval.causal_models import computing_in, end_tokens, load_causal_model
 from miniqwen.eval.scoring import model_positions
-from miniqwen.model.tokenization_miniqwen import encode_beginning, encode_text, load_tokenizer
+from miniqwen.model.tokenization_miniqwen import check_vocabulary, encode_beginning, encode_text, load_tokenizer
 from miniqwen.questions.rows import Question
 from miniqwen.questions.templates import TEMPLATE_FILE, Template
 
@@ -38,7 +38,7 @@ class Partner:
         self._template = Template.load(folder) if Path(folder, TEMPLATE_FILE).exists() else None
         self.device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         self._model = load_causal_model(folder).to(self.device).eval()
-        check_vocabulary(self._model, self._tokenizer, folder)
+        check_vocabulary(self._tokenizer, self._model.get_input_embeddings().num_embeddings, folder)
         self._positions = model_positions(self._model.config)
         self.kind = "questions" if self._template else "chat" if self._tokenizer.chat_template else "base"
         self.described = f"{folder} " + {

@@ -84,6 +84,13 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, embeddings: int, folder: str | Path) -> None:
+    """Raises `UserError` when the tokenizer has tokens that the model, with so many embeddings, has none for."""
+    tokens = max(tokenizer.get_vocab().values()) + 1
+    if tokens > embeddings:
+        raise UserError(f"{folder}: the tokenizer has {tokens} tokens, the model only {embeddings}")
+
+
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write the tokenizer's files for transformers 4 and 5: the first cannot load the second's list of tokens."""
     tokenizer.save_pretrained(folder)

@@ -27,8 +27,8 @@ from miniqwen.distributed.runtime import Runtime
 from miniqwen.distributed.shards import gathered
 from miniqwen.errors import shortage_told
 from miniqwen.lock import FolderLock
-from miniqwen.model.modeling_miniqwen import compile_layers, count_parameters, load_model
-from miniqwen.model.tokenization_miniqwen import load_tokenizer
+from miniqwen.model.modeling_miniqwen import compile_layers, count_parameters, load_model, read_config
+from miniqwen.model.tokenization_miniqwen import check_vocabulary, load_tokenizer
 from miniqwen.training.batches import Plan
 from miniqwen.training.ending import closing_summary
 from miniqwen.training.gauges import Card, Gauges, first_began
@@ -143,6 +143,7 @@ def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: Fold
         checkpoint = opened(Path(found["checkpoint"])) if found["checkpoint"] else None
         source = checkpoint.folder if checkpoint else Path(str(config.model_path))
         tokenizer = load_tokenizer(source)
+        check_vocabulary(tokenizer, read_config(source).vocab_size, source)
     plan = Plan(
         config.per_device_train_batch_size, config.gradient_accumulation_steps, runtime.rank, runtime.world_size
     )
