@@ -5,17 +5,23 @@ Promises: as flags.py. Costs: nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from miniqwen.config.data import BOTH, HUB_IDS, HUB_TIMEOUT, KNOWN, USUAL_DUMP, unknown_dataset
 from miniqwen.config.flags import Flags, flag
 from miniqwen.config.models import model_problems
+from miniqwen.config.pasted import PREPARING, Pasted
 
 
 @dataclass(frozen=True)
 class PrepareConfig(Flags):
     """Flags of prepare_datasets.py."""
+
+    pasted: ClassVar[Mapping[str, Pasted]] = PREPARING
+    example = "--all"
 
     wikipedia: bool = flag(False, "prepare Wikipedia", group="what")
     arxiv: bool = flag(False, "prepare the arXiv papers", group="what")
