@@ -224,11 +224,9 @@ def result_file(
 
 def known_answers(file: ResultFile, one: Asked, config: EvalConfig) -> dict[int, Any]:
     """{number of the request: what the model answered} of an earlier start of the same evaluation."""
-    known, finished = file.begin(config.overwrite_output_dir)
-    for index, sample in enumerate(finished["samples"] if finished else ()):
-        known[index] = sample["scores"] if config.answer_mode == "loglikelihood" else sample["generated"]
-        if one.alone:
-            known[one.alone[index]] = sample["unconditional_scores"]
+    writes = config.answer_mode == "generate"
+    choices = [None if writes else len(request.choices) for request in one.requests]
+    known = file.begin(config.overwrite_output_dir, choices, one.alone)
     if known:
         print(f"{file.path}: {len(known)} of {len(one.requests)} answers are there already")
     return known

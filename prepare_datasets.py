@@ -39,7 +39,7 @@ from miniqwen.config.data import QA_DATASETS, DataFlags
 from miniqwen.data.patience import patiently
 from miniqwen.data.repositories import REPOSITORIES, Repository, repository_card, resolve, text_column
 from miniqwen.data.sources import Source, open_file, readable
-from miniqwen.data.token_cache import write_token_cache
+from miniqwen.data.tokenizing import write_token_cache
 from miniqwen.data.units import DataFile
 from miniqwen.demo import DemoSummary, write_demo
 from miniqwen.errors import UserError

@@ -367,7 +367,8 @@ def flat_memory(setup: Setup) -> Iterator[Line]:
     name = "max_memory_rss_gib" if setup.small else "max_memory_reserved_gib"
     first, last = lines[len(lines) // 3][name], lines[-1][name]
     told = f"{first:.2f} to {last:.2f} GiB"
-    yield Line("reserved memory over changing shapes", last <= 1.05 * first, told, "at most 5 % more")
+    more = 1.5 if setup.small else 1.05  # a process's heap on a CPU grows by what it keeps for reuse
+    yield Line("reserved memory over changing shapes", last <= more * first, told, f"at most {more - 1:.0%} more")
 
 
 def saves(setup: Setup) -> Iterator[Line]:

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -45,6 +46,13 @@ class UserError(Exception):
         self.problems = problems
 
 
+def printable(text: str, keep: str = "") -> str:
+    """`text` with its control characters spelled out, but for those to `keep`: a terminal would obey them."""
+    return "".join(
+        repr(char)[1:-1] if unicodedata.category(char) in ("Cc", "Cs") and char not in keep else char for char in text
+    )
+
+
 @contextlib.contextmanager
 def user_errors_exit_2() -> Iterator[None]:
     """Print a `UserError` as a short list on stderr and leave with its status, 2 as a rule.
@@ -60,7 +68,7 @@ def user_errors_exit_2() -> Iterator[None]:
         count = len(error.problems)
         print(f"error: {'1 problem' if count == 1 else f'{count} problems'}", file=sys.stderr)
         for problem in error.problems:
-            print(f"  * {problem}", file=sys.stderr)
+            print(f"  * {printable(problem, keep=chr(10))}", file=sys.stderr)
         raise SystemExit(error.exit_status) from None
 
 
@@ -137,13 +145,19 @@ def shortage_told(*advice: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        device = type(error).__name__ == "OutOfMemoryError"  # torch's, which is not imported here
-        if not (device or isinstance(error, MemoryError) or "can't allocate memory" in str(error)):
+        if not is_shortage(error):
             raise
+        device = type(error).__name__ == "OutOfMemoryError"
         found = " ".join(str(error).split())[:200]
         told = UserError(f"out of memory{'' if device else ' in the machine'}{f': {found}' if found else ''}", *advice)
         told.of_one_rank = True
         raise told from None
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether memory ran out: torch, which is not imported here, has its own errors for that."""
+    told = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and told)
 
 
 @contextlib.contextmanager

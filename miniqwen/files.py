@@ -11,12 +11,15 @@ import errno
 import hashlib
 import json
 import os
-import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
+
 from miniqwen.errors import disk_refusal, refused_by_disk
+
+DEEPEST = 100  # lists and mappings within each other that a file of YAML may have
 
 
 @contextlib.contextmanager
@@ -120,15 +123,73 @@ def sync_all(folder: Path) -> None:
     sync(folder)
 
 
+def regular(path: Path) -> Path:
+    """`path`, to be read; raises `OSError` where it leads to a pipe or a device, which may never end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "Is no regular file", str(path))
+    return path
+
+
+def check_regular(folder: Path) -> None:
+    """Raises `OSError` where something in a folder would be read for ever: a library opens what has the right name."""
+    for path in folder.iterdir():
+        if not path.is_dir():
+            regular(path)
+
+
+def read_json(path: Path) -> Any:
+    """What a file of JSON holds; raises `OSError` or `ValueError`, whatever is wrong with it."""
+    return parsed(regular(path).read_text(encoding="utf-8"))
+
+
+def read_yaml(path: Path) -> Any:
+    """What a file of YAML holds, nothing but plain values; raises `OSError` or `ValueError`, as `read_json` does."""
+    text, loader, depth = regular(path).read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader), 0
+    try:
+        for event in yaml.parse(text, loader):  # the library written in C crashes where it is nested too deep
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise ValueError("nested too deep")
+        return yaml.load(text, loader)
+    except Exception as error:  # the library's own, and whatever its values' types raise
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def parsed(text: str | bytes) -> Any:
+    """What JSON says; raises `ValueError` where it is none, and where it is nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def sealed(value: Mapping[str, Any]) -> bytes:
+    """JSON that says by a hash of its own whether it was damaged."""
+    text = json.dumps(value)
+    return json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "sealed": text}).encode()
+
+
+def unsealed(path: Path) -> dict[str, Any]:
+    """What was `sealed` in a file; raises `OSError` or `ValueError`."""
+    try:
+        found = read_json(path)
+        text = found["sealed"]
+        if hashlib.sha256(text.encode()).hexdigest() == found["sha256"]:
+            return dict(parsed(text))
+    except (KeyError, TypeError, AttributeError):
+        pass
+    raise ValueError(f"{path} is not what was written")
+
+
 def file_hash(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    with Path(path).open("rb") as file:
+    with regular(Path(path)).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def whole_lines(path: Path) -> bytes:
     """What a file of lines holds, without what a killed process left of its last one."""
-    written = path.read_bytes()
+    written = regular(path).read_bytes()
     return written[: written.rfind(b"\n") + 1]
 
 
@@ -138,13 +199,6 @@ def cut_torn_line(path: Path) -> None:
         whole = whole_lines(path)
         if len(whole) != path.stat().st_size:
             os.truncate(path, len(whole))
-
-
-def printable(text: str, keep: str = "") -> str:
-    """`text` with its control characters spelled out, but for those to `keep`: a terminal would obey them."""
-    return "".join(
-        repr(char)[1:-1] if unicodedata.category(char) in ("Cc", "Cs") and char not in keep else char for char in text
-    )
 
 
 def encodable(text: str) -> str:

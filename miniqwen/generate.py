@@ -7,7 +7,7 @@ Promises: see `miniqwen/eval/dialogue.py`. Answers go to stdout, everything else
 line each. Costs: the model in memory, on the GPU where there is one.
 """
 
-from miniqwen.errors import check_python
+from miniqwen.errors import check_python, printable
 
 check_python()
 
@@ -33,7 +33,6 @@ from transformers.utils import logging as transformers_logging
 from miniqwen.errors import UserError
 from miniqwen.eval.causal_models import SHORT_OF_MEMORY
 from miniqwen.eval.dialogue import Partner
-from miniqwen.files import printable
 
 
 def main(config: GenerateConfig) -> None:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, NonNegativeInt, TypeAdapter
 from safetensors import SafetensorError
 
 from miniqwen.checkpoints.tensor_files import StoredTensors, TensorWriter
 from miniqwen.errors import UserError
-from miniqwen.files import file_hash, sync, write_json
+from miniqwen.files import file_hash, read_json, sync, write_json
 
 MANIFEST = "manifest.json"
 PROGRESS_FILE = "progress.json"
@@ -41,9 +42,10 @@ REPLACED = ".old.tmp"  # how the name of a checkpoint ends while another takes i
 class Progress:
     """How far a run is: all of it that is not a tensor."""
 
-    step: int = 0
-    tokens: int = 0
-    epoch: int = 0
+    __pydantic_config__ = ConfigDict(extra="forbid")  # where it is read back
+    step: NonNegativeInt = 0
+    tokens: NonNegativeInt = 0
+    epoch: NonNegativeInt = 0
     cursor: Mapping[str, Any] = field(default_factory=dict)
     best_metric: float | None = None
     best_name: str | None = None  # of the metric, and which way it is better
@@ -78,6 +80,9 @@ class Progress:
         return replace(
             self, step=self.step + 1, skipped_updates=self.skipped_updates + skipped, skipped_in_a_row=in_a_row
         )
+
+
+STORED_PROGRESS = TypeAdapter(Progress)
 
 
 @dataclass(frozen=True)
@@ -146,13 +151,22 @@ def note_evaluation(checkpoint: Path, progress: Progress) -> None:
 
 
 def verify(folder: Path) -> None:
-    """Raises `UserError` naming the file that is missing or not what its manifest says."""
+    """Raises `UserError` naming the file that is missing, not what its manifest says, or not in it.
+
+    A manifest that names other places than the folder's own files is none that a run wrote.
+    """
     try:
-        for name, expected in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"].items():
+        hashes = read_json(folder / MANIFEST)["sha256"]
+        if odd := [name for name in hashes if Path(name).name != name]:
+            raise ValueError(f"{MANIFEST} names {odd[0]!r}, which is no file of the folder")
+        for name, expected in hashes.items():
             if file_hash(folder / name) != expected:
                 raise UserError(
                     f"{folder / name} is damaged (its hash is not the manifest's); resume from another checkpoint"
                 )
+        read = {PROGRESS_FILE, *(path.name for path in folder.iterdir() if path.suffix == ".safetensors")}
+        if unsigned := sorted(read - hashes.keys()):
+            raise ValueError(f"{MANIFEST} does not name {', '.join(unsigned)}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder} cannot be resumed from ({error}); resume from another checkpoint") from None
 
@@ -160,12 +174,13 @@ def verify(folder: Path) -> None:
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Open a checkpoint that `verify` has found whole; raises `UserError` where it cannot be read."""
     try:
-        stored = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
+        stored = read_json(folder / PROGRESS_FILE)
         weights, state = StoredTensors(folder, "model"), StoredTensors(folder, "optimizer")
         evaluated = folder / EVALUATION_FILE
-        later = json.loads(evaluated.read_text(encoding="utf-8")) if evaluated.exists() else {}
-        progress = Progress(**stored["progress"] | {name: later[name] for name in EVALUATED if later})
-        return Checkpoint(folder, progress, stored["identity"], stored["wandb_run_id"], weights, state)
+        later = read_json(evaluated) if evaluated.exists() else {}
+        told = json.dumps(stored["progress"] | {name: later[name] for name in EVALUATED if later})
+        progress = STORED_PROGRESS.validate_json(told, strict=True)
+        return Checkpoint(folder, progress, dict(stored["identity"]), stored["wandb_run_id"], weights, state)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"{folder} cannot be resumed from ({error}); resume from another checkpoint") from None
 
@@ -211,4 +226,4 @@ def set_aside(folder: Path, step: int, resumed_from: Path) -> list[str]:
 def step_of(path: Path) -> int:
     """The update that a folder is named after; -1 for another name."""
     number = path.name.partition("-")[2]
-    return int(number) if number.isdigit() else -1
+    return int(number) if number.isascii() and number.isdigit() else -1

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from miniqwen.files import write_json
+from miniqwen.files import regular, write_json
 
 SHARD_BYTES = 2 * 1024**3
 
@@ -72,7 +72,7 @@ class StoredTensors(Mapping[str, torch.Tensor]):
         """Raises `SafetensorError` or `OSError` for files that cannot be read."""
         self._where: dict[str, Any] = {}
         for path in sorted(folder.glob(f"{stem}*.safetensors")):
-            opened = safe_open(path, framework="pt")
+            opened = safe_open(regular(path), framework="pt")
             self._where |= dict.fromkeys(opened.keys(), opened)
 
     def __getitem__(self, name: str) -> torch.Tensor:

@@ -21,8 +21,9 @@ import yaml
 
 from miniqwen.config.helping import help_screen
 from miniqwen.config.pasted import Pasted
-from miniqwen.config.values import BARE, nearest, value_of
+from miniqwen.config.values import BARE, at_home, nearest, value_of
 from miniqwen.errors import UserError
+from miniqwen.files import read_yaml
 
 RECORDED = "recorded"  # the section of config.yaml that a run adds for its reader; ignored when the file is used again
 LONG = re.compile(r"--([A-Za-z][\w-]*)(=.*)?", re.DOTALL)  # a flag, and what stands behind = in the same word
@@ -224,16 +225,18 @@ def _how_meant(word: str) -> str:
 
 
 def _read_yaml(
-    path: str | None, kind: type[Flags], fields: Mapping[str, dataclasses.Field[Any]]
+    path: Any, kind: type[Flags], fields: Mapping[str, dataclasses.Field[Any]]
 ) -> tuple[dict[str, Any], list[str]]:
     """The flags in a YAML file and what is wrong with the file."""
-    if path is None or path is BARE:
-        return {}, [] if path is None else ["--config: needs a value"]
+    if path is None:
+        return {}, []
+    if path is BARE:
+        return {}, ["--config: needs a file"]
     try:
-        read = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        read = read_yaml(Path(at_home(path)))
     except OSError as error:
         return {}, [f"--config {path}: {error.strerror}"]
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         return {}, [f"--config {path}: not YAML: {' '.join(str(error).split())}"]
     if read is None:
         return {}, []
@@ -265,7 +268,7 @@ def _positional(unknown: list[str]) -> list[str]:
 
 def plain(config: Flags) -> dict[str, Any]:
     """The flags and their values, as YAML has them."""
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

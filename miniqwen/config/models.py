@@ -7,12 +7,13 @@ what to do. Costs: config.json and trainer_state.json are read.
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from miniqwen.files import read_json
 
 # What a model's folder holds; overwriting deletes these, and nothing else, of a model.
 MODEL_FILES = (
@@ -44,7 +45,7 @@ def model_problems(
     if not file.is_file():
         return [f"--model_path {model_path}: {_no_model(model_path, any_kind)}"]
     try:
-        described = json.loads(file.read_text(encoding="utf-8"))
+        described = read_json(file)
         kind, positions = described.get("model_type"), described.get("max_position_embeddings")
     except (OSError, ValueError, AttributeError):
         return [f"{file}: is not a JSON object"]
@@ -61,7 +62,7 @@ def model_problems(
 def run_state(folder: Path) -> Mapping[str, Any] | None:
     """What trainer_state.json says of a run in this folder that is not finished; None where there is none."""
     try:
-        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        state = read_json(folder / "trainer_state.json")
         return state if state["status"] != "finished" else None
     except (OSError, ValueError, KeyError, TypeError):  # no such file, or another program's
         return None

@@ -31,16 +31,17 @@ ALIKE = 0.85  # of a word and what is meant by it: learnin_rate is, batch_size i
 
 def value_of(value: Any, hint: Any, known: Mapping[str, Any]) -> Any:
     """`value` of a flag with the type `hint` and the metadata `known`, see `flag`."""
-    spelled = known["spelled"].get("True" if value is BARE else str(value).strip())
-    if spelled is not None:
-        return spelled
+    if value is BARE or isinstance(value, (str, bool)):
+        spelled = known["spelled"].get("True" if value is BARE else str(value).strip())
+        if spelled is not None:
+            return spelled
     if known["only_yaml"]:
         return _mapping(value)
     if known["several"]:
         found: Any = _one_or_several(value)
     else:
         found = _convert(value, hint, known["choices"], known["verbatim"])
-    return _at_home(found) if known["path"] else found
+    return at_home(found) if known["path"] else found
 
 
 def nearest(word: str, known: Iterable[str], alike: float = ALIKE) -> str | None:
@@ -48,10 +49,10 @@ def nearest(word: str, known: Iterable[str], alike: float = ALIKE) -> str | None
     return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=alike)), None)
 
 
-def _at_home(value: Any) -> Any:
+def at_home(value: Any) -> Any:
     """A path, or several, with `~` or `~user` replaced by a folder; `ValueError` where there is none."""
     if isinstance(value, tuple):
-        return tuple(map(_at_home, value))
+        return tuple(map(at_home, value))
     try:
         return str(Path(value).expanduser()) if value and value.startswith("~") else value
     except RuntimeError as error:
@@ -70,12 +71,16 @@ def _convert(value: Any, hint: Any, choices: Sequence[str], verbatim: bool) -> A
         raise ValueError("needs a value")
     if typing.get_origin(wanted) is tuple:
         given = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(part, (list, dict)) for part in given):
+            raise ValueError("expected texts, got a list or a mapping among them")
         words = [word for part in given for word in ([str(part)] if verbatim else str(part).replace(",", " ").split())]
         if not words and not verbatim:  # a file may say of texts that there are none
             raise ValueError("needs at least one value")
         return tuple(_chosen(word, choices) for word in words)
     if isinstance(value, (list, dict)):
-        raise ValueError(f"expected one value, got {value!r}")
+        inner = value if isinstance(value, list) else [*value, *value.values()]
+        nested = any(isinstance(part, (list, dict)) for part in inner)  # without end, where YAML says so
+        raise ValueError(f"expected one value, got {'lists in each other' if nested else repr(value)}")
     if wanted is str:  # YAML reads a bare `no` as False: `eval_strategy: no` means the word
         return _chosen("no" if value is False and "no" in choices else str(value), choices)
     return _steps(value) if {int, float} <= set(options) else _number(value, wanted)

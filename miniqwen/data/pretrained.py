@@ -6,7 +6,6 @@ before anything large is downloaded. Costs: one copy of the weights in memory.
 
 from __future__ import annotations
 
-import json
 import re
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from miniqwen.data.patience import patiently
 from miniqwen.errors import UserError
+from miniqwen.files import read_json
 from miniqwen.model.modeling_miniqwen import check_config, check_weights, load_model
 from miniqwen.model.tokenization_miniqwen import load_tokenizer
 
@@ -33,7 +33,7 @@ def imported(name: str, cache_dir: str | None) -> tuple[PreTrainedModel, PreTrai
     """
     folder = checkpoint_folder(name, cache_dir)
     try:
-        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        described = read_json(folder / "config.json")
     except (OSError, ValueError) as error:
         raise UserError(f"--from_pretrained {name}: no readable config.json ({error})") from None
     check_config(described, f"--from_pretrained {name}")
@@ -64,7 +64,7 @@ def checkpoint_folder(name: str, cache_dir: str | None) -> Path:
         if "config.json" not in files:
             raise UserError(f"{where}: has no config.json, so it is no checkpoint for transformers")
         fetch = partial(hf_hub_download, name, "config.json", revision=revision, cache_dir=cache_dir)
-        check_config(json.loads(Path(patiently(fetch, where)).read_text(encoding="utf-8")), where)
+        check_config(read_json(Path(patiently(fetch, where))), where)
         check_weights(files, where)
         return Path(patiently(lambda: download(revision=revision), where))
     except LocalEntryNotFoundError:

@@ -1,35 +1,26 @@
 """The rows of a source in windows of bounded size, whatever its units are.
 
 Promises: a small unit is one window. A large one (a gzipped file that cannot be entered in the middle, a row group of a
-million rows) is read once per machine and cut into windows of about a megabyte, kept in the cache, each of which can be
-read alone. So memory is bounded, and going on in the middle of a unit costs no more than at its beginning.
-Costs: a large unit is decoded once; its windows take about as much disk as the gzipped text.
+million rows) is cut into windows of about a megabyte, each of which can be read alone, see `cuts`. So memory is
+bounded, and going on in the middle of a unit costs no more than at its beginning.
+Costs: see `cuts`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 import sys
-import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from filelock import FileLock
-from huggingface_hub.constants import HF_HOME
 
+from miniqwen.data import cuts
 from miniqwen.data.formats import BadData
-from miniqwen.data.sources import GZIP_FACTOR, Source, readable
+from miniqwen.data.sources import GZIP_FACTOR, Source
 from miniqwen.data.units import Unit, Units, is_sliced
-from miniqwen.files import sync, write_text, written_whole
 
-WINDOW_BYTES = 1 << 20  # of text; one row may be more
 LARGE_BYTES = 64 << 20  # of a decoded unit: more than that is cut into windows
-INDEX = "index.json"
 
 
 class Windows(Protocol):
@@ -72,7 +63,7 @@ class TextWindows:
 
     def __init__(self, source: Source) -> None:
         self.source, self.name = source, source.name
-        self._index = lru_cache(maxsize=256)(self._read_index)
+        self._cuts = cuts.Cuts(source)
         self.is_large = lru_cache(maxsize=1024)(self._is_large)
 
     def units(self) -> Units:
@@ -84,19 +75,14 @@ class TextWindows:
 
     def starts(self, unit: int) -> Sequence[int]:
         if self.is_large(unit):
-            starts: list[int] = self._index(unit)["starts"]
-            return starts
+            return self._cuts.starts(unit)
         rows = self.units()[unit].rows
         return [0, len(self._column(unit)) if rows is None else rows]
 
     def read(self, unit: int, window: int) -> Sequence[Any]:
         if not self.is_large(unit):
             return self._column(unit)
-        start, stop = self._index(unit)["offsets"][window : window + 2]
-        with (self._folder(unit) / "windows.bin").open("rb") as file:
-            file.seek(start)
-            found: list[Any] = json.loads(zlib.decompress(file.read(stop - start)))
-        return found
+        return self._cuts.read(unit, window)
 
     def place(self, unit: int, row: int) -> str:
         found = self.units()[unit]
@@ -111,7 +97,7 @@ class TextWindows:
         return np.array([text_bytes(text) if isinstance(text, str) else 0 for text in texts], np.int64)
 
     def held_bytes(self, unit: int, stripes: int) -> float:
-        return WINDOW_BYTES if self.is_large(unit) else decoded_bytes(self.source, self.units()[unit]) / stripes
+        return cuts.WINDOW_BYTES if self.is_large(unit) else decoded_bytes(self.source, self.units()[unit]) / stripes
 
     def paths(self) -> Sequence[str]:
         return [file.path for file in self.source.files]
@@ -123,21 +109,6 @@ class TextWindows:
 
     def _column(self, unit: int) -> Sequence[Any]:
         return self.source.read(self.units()[unit])[self.source.columns[0]]
-
-    def _folder(self, unit: int) -> Path:
-        return Path(self.source.cache_dir or HF_HOME, "miniqwen_windows", cut_key(self.source, self.units()[unit]))
-
-    def _read_index(self, unit: int) -> dict[str, list[int]]:
-        folder, found = self._folder(unit), self.units()[unit]
-        if not folder.is_dir():
-            file = self.source.files[found.file]
-            cut = lambda: cut_into_windows(self.source, found, folder)  # noqa: E731
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):  # the other processes of this machine wait and find it done
-                if not folder.is_dir():
-                    readable(cut, file, found.part, self.source.cache_dir)
-        index: dict[str, list[int]] = json.loads((folder / INDEX).read_text())
-        return index
 
 
 class ReadableUnits:
@@ -223,45 +194,3 @@ def is_one_document(source: Source, unit: Unit) -> bool:
     """A slice is small by its making, and a file that is one document has one row."""
     file = source.files[unit.file]
     return is_sliced(file, source.sample_by) or (".txt" in file.format and source.sample_by == "document")
-
-
-def cut_key(source: Source, unit: Unit) -> str:
-    """A name for the windows of a unit, another one when anything they depend on is another."""
-    file = source.files[unit.file]
-    local = Path(file.url)
-    changed = local.stat().st_mtime_ns if local.is_file() else source.revision
-    column = source.columns[0]
-    described = [file.url, file.size, changed, unit.part, column, source.sample_by, WINDOW_BYTES]
-    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
-
-
-def cut_into_windows(source: Source, unit: Unit, folder: Path) -> None:
-    """Write the unit's first column to `folder`, window by window; it appears whole or not at all.
-
-    JSON, because a row may hold what it should not: the reader of the row says so, not the cutter.
-    """
-    temporary = folder.with_suffix(".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    starts, offsets = [0], [0]
-    rows: list[Any] = []
-    size = 0
-
-    def write(file: Any) -> None:
-        offsets.append(offsets[-1] + file.write(zlib.compress(json.dumps(rows).encode(), 1)))
-        starts.append(starts[-1] + len(rows))
-        rows.clear()
-
-    with written_whole(temporary / "windows.bin") as file:
-        for batch in source.batches(unit):
-            for value in batch[source.columns[0]]:
-                rows.append(value)
-                size += len(value) if isinstance(value, str) else 8
-                if size >= WINDOW_BYTES:
-                    write(file)
-                    size = 0
-        if rows:
-            write(file)
-    write_text(temporary / INDEX, json.dumps({"starts": starts, "offsets": offsets}))
-    temporary.rename(folder)
-    sync(folder.parent)

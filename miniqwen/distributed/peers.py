@@ -32,7 +32,8 @@ class Peers:
         # a launcher that restarts a failed run may keep its store
         self._prefix = f"miniqwen/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self._over = threading.Event()
-        self._beating = threading.Thread(target=self._beat, daemon=True)
+        # connected here: a rank that stood still while its thread connected would never give a sign of life again
+        self._beating = threading.Thread(target=self._beat, args=(self._connect(),), daemon=True)
         self._beating.start()
         atexit.register(self._end)
 
@@ -86,9 +87,8 @@ class Peers:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         return dist.TCPStore(address, port, None, False, timeout=STORE_TIMEOUT, wait_for_workers=False)
 
-    def _beat(self) -> None:
+    def _beat(self, store: dist.TCPStore) -> None:
         with contextlib.suppress(RuntimeError):  # the launcher has ended: nobody listens any more
-            store = self._connect()
             while not self._over.wait(BEAT):
                 store.add(f"{self._prefix}/beat/{self.rank}", 1)
 

@@ -7,13 +7,13 @@ Costs: nothing is imported or started here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from miniqwen.config.training import TrainConfig
 from miniqwen.errors import UserError
+from miniqwen.files import read_json
 
 DEEPSPEED_SCHEDULES = {"WarmupLR": "constant_with_warmup", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
 SETTINGS_OF_A_FILE = (
@@ -38,7 +38,7 @@ def zero_settings(config: TrainConfig, precision: str, env: Mapping[str, str]) -
     else:
         where = str(file)
         try:
-            settings = json.loads(Path(file).read_text(encoding="utf-8"))
+            settings = read_json(Path(file))
         except (OSError, ValueError) as error:
             return {}, [f"{where}: not a readable DeepSpeed JSON ({error})"]
     if not isinstance(settings, dict) or not isinstance(settings.get("zero_optimization"), dict):

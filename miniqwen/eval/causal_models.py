@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from miniqwen.errors import UserError
+from miniqwen.files import read_json
 from miniqwen.model.attention import SHARED_PREFIX_ATTENTION, SharedPrefixes
 from miniqwen.model.loss import Scored, log_probabilities
 from miniqwen.model.modeling_miniqwen import MODELS, TargetLoss, load_model, read_model
@@ -105,9 +105,17 @@ def computing_in(precision: str, device: torch.device) -> contextlib.AbstractCon
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The tokens that end what a model writes: its tokenizer's, and those of its generation_config.json."""
+    """The tokens that end what a model writes: its tokenizer's, and those of its generation_config.json.
+
+    Raises `UserError` where these are no tokens.
+    """
     own = model.generation_config.eos_token_id
-    return {tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or ())}
+    listed = own if isinstance(own, list) else [] if own is None else [own]
+    if not all(isinstance(token, int) for token in listed):
+        raise UserError(
+            f"generation_config.json: eos_token_id is {own!r}, and must be a token's number or a list of them"
+        )
+    return {tokenizer.eos_token_id, *listed}
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
@@ -125,7 +133,7 @@ def load_causal_model(folder: str | Path) -> PreTrainedModel:
     """
     path = Path(folder)
     try:
-        described = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        described = read_json(path / "config.json")
         kind = described.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: no readable config.json ({error})") from None

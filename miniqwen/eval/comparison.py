@@ -7,7 +7,6 @@ Costs: nothing worth mentioning; scipy is imported here only.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from miniqwen.errors import UserError
 from miniqwen.eval.metrics import Z_95
+from miniqwen.files import read_json
 
 SIGNIFICANT = 0.05
 SHOWN = 20  # questions that are listed of each kind
@@ -90,15 +90,23 @@ def _short(text: str | None) -> str:
 
 def _read(file: str | Path) -> dict[str, Any]:
     try:
-        found = json.loads(Path(file).read_text(encoding="utf-8"))
+        found = read_json(Path(file))
     except (OSError, ValueError) as error:
         raise UserError(f"--compare {file}: cannot be read as JSON ({error})") from None
-    samples = found.get("samples") if isinstance(found, dict) else None
-    if not samples or not all({"id", "question", "correct"} <= set(one) for one in samples):
+    samples = found.get("samples") if isinstance(found, dict) and "dataset" in found else None
+    if not samples or not isinstance(samples, list) or not all(map(_is_sample, samples)):
         raise UserError(f"--compare {file}: is no file of results with samples, as eval_loop.py writes for a data set")
     if any(one["correct"] is None for one in samples):
         raise UserError(f"--compare {file}: the questions have no right answers to compare by")
     return dict(found)
+
+
+def _is_sample(one: Any) -> bool:
+    return (
+        isinstance(one, dict) and {"prediction", "answer"} <= one.keys()
+        and isinstance(one.get("id"), str) and isinstance(one.get("question"), str)
+        and one.get("correct", "") in (True, False, None)
+    )  # fmt: skip
 
 
 def _by_id(found: Mapping[str, Any], file: str | Path) -> dict[str, Mapping[str, Any]]:

@@ -17,10 +17,9 @@ import torch
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from miniqwen.config.generating import GenerateConfig
-from miniqwen.errors import UserError
+from miniqwen.errors import UserError, printable
 from miniqwen.eval.causal_models import check_vocabulary, computing_in, end_tokens, load_causal_model
 from miniqwen.eval.scoring import model_positions
-from miniqwen.files import printable
 from miniqwen.model.tokenization_miniqwen import encode_beginning, encode_text, load_tokenizer
 from miniqwen.questions.rows import Question
 from miniqwen.questions.templates import TEMPLATE_FILE, Template

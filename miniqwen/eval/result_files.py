@@ -11,12 +11,12 @@ import contextlib
 import glob
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from miniqwen.errors import UserError, disk_refusal
-from miniqwen.files import file_hash, make_folder, whole_lines, write_json, write_text
+from miniqwen.files import file_hash, make_folder, parsed, read_json, whole_lines, write_json, write_text
 from miniqwen.lock import FolderLock
 
 
@@ -40,11 +40,12 @@ class ResultFile:
         # others may write other data sets' results beside them
         self._lock = FolderLock(folder, "eval_loop.py", file=f".{stem}.lock")
 
-    def begin(self, overwrite: bool) -> tuple[dict[int, Any], dict[str, Any] | None]:
-        """(what is known of each question by its index, the finished results), on the process that writes.
+    def begin(self, overwrite: bool, choices: Sequence[int | None], alone: Sequence[int]) -> dict[int, Any]:
+        """What is known of each request by its index, on the process that writes.
 
-        Raises `UserError` while another process writes them, and for results of another evaluation, which `overwrite`
-        deletes.
+        `choices` [requests]: how many scores each has; None where the model writes a text. `alone` [questions], or
+        empty: the request of each question's choices behind nothing. Raises `UserError` while another process writes
+        them, and for damaged ones or those of another evaluation, which `overwrite` deletes.
         """
         self._lock.acquire()
         other = self._other()
@@ -53,13 +54,12 @@ class ResultFile:
                 file.unlink(missing_ok=True)
         elif other:
             raise UserError(
-                f"{other} holds the results of another evaluation (another model, other questions, prompts or flags): "
-                "choose another --output_dir, or --overwrite_output_dir to replace them"
+                f"{other} holds the results of another evaluation (another model, other questions, prompts or flags), "
+                "or is damaged: choose another --output_dir, or --overwrite_output_dir to replace them"
             )
         known: dict[int, Any] = {}
         for file in self._partial():
-            for line in _whole_lines(file)[1:]:
-                known[line["index"]] = line["found"]
+            known |= _answers(file, choices, alone)
         if known:  # in one file: other processes may have other numbers now
             kept = self.path.parent / f".{self._stem}.partial-kept.jsonl"
             lines = [{"identity": self._identity}] + [{"index": i, "found": known[i]} for i in sorted(known)]
@@ -67,7 +67,9 @@ class ResultFile:
             for file in self._partial():
                 if file != kept:
                     file.unlink()
-        return known, json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else None
+        if self.path.exists():
+            known |= _answers(self.path, choices, alone)
+        return known
 
     def add(self, found: Mapping[int, Any]) -> None:
         """Keep what a batch of this process gave."""
@@ -114,7 +116,7 @@ class ResultFile:
             if file != self.path:
                 lines = _whole_lines(file)
                 return lines[0].get("identity") if lines else self._identity  # killed before the first line
-            found: str | None = json.loads(file.read_text(encoding="utf-8")).get("identity")
+            found: str | None = read_json(file).get("identity")
         except (OSError, ValueError, AttributeError):
             return None
         return found
@@ -131,4 +133,28 @@ def _disk_errors(file: Path) -> Iterator[None]:
 
 
 def _whole_lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in whole_lines(file).splitlines()]
+    return [parsed(line) for line in whole_lines(file).splitlines()]
+
+
+def _answers(file: Path, choices: Sequence[int | None], alone: Sequence[int]) -> dict[int, Any]:
+    """What a file of this evaluation holds of it; raises `UserError` where that is not what was written there."""
+    try:
+        if file.suffix == ".jsonl":
+            found = {line["index"]: line["found"] for line in _whole_lines(file)[1:]}
+        else:
+            samples = read_json(file)["samples"]
+            found = {i: one["generated" if choices[i] is None else "scores"] for i, one in enumerate(samples)}
+            found |= {alone[i]: one["unconditional_scores"] for i, one in enumerate(samples) if alone}
+        whole = all(index >= 0 and _fits(value, choices[index]) for index, value in found.items())
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        whole = False
+    if not whole:
+        raise UserError(f"{file} is damaged: delete it, and its questions are asked again")
+    return found
+
+
+def _fits(found: Any, choices: int | None) -> bool:
+    """Whether it is what a model answers: a text, or a score of each choice."""
+    if choices is None:
+        return isinstance(found, str)
+    return isinstance(found, list) and len(found) == choices and all(isinstance(score, float) for score in found)

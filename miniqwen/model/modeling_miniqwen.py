@@ -9,7 +9,6 @@ library's model costs.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,12 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedModel, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from miniqwen.errors import UserError
-from miniqwen.files import make_folder, write_json
+from miniqwen.errors import UserError, is_shortage
+from miniqwen.files import check_regular, make_folder, read_json, write_json
 from miniqwen.model.attention import ATTENTION, Documents, SharedPrefixes, has_flash, lay_out
 from miniqwen.model.loss import Scored, computes_in, cross_entropy_sum, log_probabilities
 
@@ -180,11 +178,14 @@ def check_weights(names: Iterable[str], where: str) -> None:
 def read_config(path: Path) -> Any:
     """The configuration of the model in a folder; raises `UserError` where it is none that can be trained here."""
     try:
-        described = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        described = read_json(path / "config.json")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no readable config.json ({error})") from None
     check_config(described, str(path))
-    return MODELS[described["model_type"]].config_class.from_pretrained(path)
+    try:
+        return MODELS[described["model_type"]].config_class.from_pretrained(path)
+    except Exception as error:  # as in `read_model`
+        raise UserError(f"{path / 'config.json'}: {' '.join(str(error).split())[:300]}") from None
 
 
 def parameter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -215,11 +216,14 @@ def read_model(kind: Any, path: Path, failure: str, **options: Any) -> Any:
     """
     check_weights((file.name for file in path.iterdir()), str(path))
     try:
+        check_regular(path)
         model, report = kind.from_pretrained(
             path, trust_remote_code=False, use_safetensors=True, local_files_only=True, output_loading_info=True,
             **options,
         )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # of any kind: the library finds out what is wrong in a file by using it
+        if is_shortage(error):
+            raise
         raise UserError(f"{path}: {failure} ({' '.join(str(error).split())[:300]})") from None
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{path}: the weights lack {', '.join(missing[:3])} ({len(missing)} tensors in all)")
@@ -254,7 +258,7 @@ def describe_model(model: PreTrainedModel, path: Path, dtype: torch.dtype) -> No
 
 def _place_for_transformers_4(file: Path) -> None:
     """Rotary parameters also where transformers 4 looks for them: what it does not find it takes to be the default."""
-    described = json.loads(file.read_text(encoding="utf-8"))
+    described = read_json(file)
     rope = dict(described["rope_parameters"])
     described["rope_theta"] = rope.pop("rope_theta")
     if rope["rope_type"] != "default":

@@ -21,8 +21,8 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 
-from miniqwen.errors import UserError
-from miniqwen.files import encodable, write_json
+from miniqwen.errors import UserError, is_shortage
+from miniqwen.files import check_regular, encodable, read_json, write_json
 
 END, CHAT_START, CHAT_END = SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # Qwen2's and Qwen3's own pattern: contractions, words, single digits, punctuation, line ends, spaces.
@@ -71,8 +71,11 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     if "tokenizer.json" not in there and len(there) < 2:  # the library would make one of a few entries, and say nothing
         raise UserError(f"{folder}: no tokenizer.json (nor vocab.json and merges.txt), so no tokenizer to load")
     try:
+        check_regular(Path(folder))
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of any kind: the library finds out what is wrong in a file by using it
+        if is_shortage(error):
+            raise
         raise UserError(f"{folder}: no tokenizer that can be loaded ({' '.join(str(error).split())[:200]})") from None
     if not tokenizer.is_fast:
         raise UserError(f"{folder}: the tokenizer has no fast form (tokenizer.json), which texts are encoded with")
@@ -85,7 +88,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write the tokenizer's files for transformers 4 and 5: the first cannot load the second's list of tokens."""
     tokenizer.save_pretrained(folder)
     file = folder / "tokenizer_config.json"
-    described = json.loads(file.read_text(encoding="utf-8"))
+    described = read_json(file)
     if isinstance(extra := described.get("extra_special_tokens"), list):
         del described["extra_special_tokens"]
         write_json(file, described | {"additional_special_tokens": extra})

@@ -7,14 +7,13 @@ Costs: each answer is read under every reading that its file allows.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from miniqwen.errors import UserError
-from miniqwen.files import write_json
+from miniqwen.files import read_json, write_json
 from miniqwen.questions.choices import Choices, is_empty
 from miniqwen.questions.spellings import NUMBERS, place_of
 
@@ -64,7 +63,7 @@ class Reading:
         if not file.exists():
             return None
         try:
-            described = json.loads(file.read_text(encoding="utf-8"))
+            described = read_json(file)
             found = cls(described["answer_is"], tuple(described["choices_column"]), described["answer_column"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}: expected answer_is, choices_column and answer_column ({error!r})") from None

@@ -19,7 +19,7 @@ from miniqwen.config.data import QA_DATASETS
 from miniqwen.config.evaluating import EvalConfig
 from miniqwen.config.training import TrainConfig
 from miniqwen.errors import UserError
-from miniqwen.files import write_json
+from miniqwen.files import read_json, write_json
 from miniqwen.questions.choices import LABELS
 from miniqwen.questions.rows import Question
 
@@ -88,6 +88,8 @@ def template_problems(prompt: str | None, choices: str | None) -> list[str]:
         if template is None:
             continue
         fields = _fields(template)
+        if BLANK in template:
+            found.append(f"--{name} {template!r}: has a NUL character")
         allowed = ", ".join(f"{{{field}}}" for field in known)
         if f"{{{needed}}}" not in fields:
             found.append(f"--{name} {template!r}: needs {{{needed}}} (it may contain {allowed})")
@@ -137,10 +139,8 @@ class Template:
 
     def render(self, question: Question) -> str:
         """The prompt: a line whose fields are all empty (no support, no choices) is left out."""
-        lines = [
-            _substitute(self.choices, {"label": label, "text": text.strip()})
-            for label, text in zip(LABELS, question.choices, strict=False)
-        ]
+        named = zip(LABELS, question.choices if "{choices}" in _fields(self.prompt) else (), strict=False)
+        lines = [_substitute(self.choices, {"label": label, "text": text.strip()}) for label, text in named]
         values = {
             "question": question.question.strip(),
             "choices": "\n".join(lines),
@@ -174,7 +174,7 @@ class Template:
         if not file.exists():
             return cls()
         try:
-            described = json.loads(file.read_text(encoding="utf-8"))
+            described = read_json(file)
             prompt, choices = described["prompt_template"], described["choices_template"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}: expected prompt_template and choices_template as JSON ({error!r})") from None

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError
 
 from miniqwen.checkpoints.checkpoint import (
@@ -32,7 +30,7 @@ from miniqwen.checkpoints.tensor_files import StoredTensors
 from miniqwen.config.flags import RECORDED
 from miniqwen.config.models import MODEL_FILES
 from miniqwen.errors import UserError
-from miniqwen.files import whole_lines
+from miniqwen.files import read_json, read_yaml, whole_lines
 from miniqwen.lock import writer_in
 from miniqwen.model.modeling_miniqwen import parameter_shapes
 from miniqwen.training.history import Line, evaluates, final_history, read_lines
@@ -97,8 +95,8 @@ def audit(folder: Path) -> Audit:
 
 
 def _read(folder: Path, found: Audit) -> Left:
-    state = _mapping(folder / "trainer_state.json", json.loads, found)
-    flags = _mapping(folder / "config.yaml", yaml.safe_load, found)
+    state = _mapping(folder / "trainer_state.json", read_json, found)
+    flags = _mapping(folder / "config.yaml", read_yaml, found)
     recorded = flags.pop(RECORDED, None) or {}
     whole = []
     for path in sorted(folder.glob("checkpoint-*"), key=step_of):
@@ -136,10 +134,10 @@ def _read(folder: Path, found: Audit) -> Left:
 def _mapping(file: Path, read: Any, found: Audit) -> dict[str, Any]:
     """What a file holds; a fault and nothing if it cannot be read."""
     try:
-        return dict(read(file.read_text(encoding="utf-8")))
+        return dict(read(file))
     except OSError as error:
         found.faults.append(f"{file}: cannot be read ({error.strerror})")
-    except (ValueError, TypeError, yaml.YAMLError):
+    except (ValueError, TypeError):
         found.faults.append(f"{file}: does not hold what a run writes there")
     return {}
 
@@ -321,15 +319,15 @@ def _final_model(left: Left, found: Audit) -> Iterator[str]:
 def _differences(folder: Path, source: Checkpoint) -> Iterator[str]:
     """What a final model does not have of the checkpoint it was made of, whose weights it has in another precision."""
     try:
-        described, original = (json.loads((one / "config.json").read_text()) for one in (folder, source.folder))
+        described, original = (read_json(one / "config.json") for one in (folder, source.folder))
         dtype = getattr(torch, described.pop("dtype"))
         weights = StoredTensors(folder, "model")
         index = folder / "model.safetensors.index.json"
-        files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+        files = set(read_json(index)["weight_map"].values()) if index.exists() else {"model.safetensors"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         yield f"{folder}: the final model cannot be read ({error})"
         return
-    original.pop("dtype")
+    original.pop("dtype", None)
     if described != original:
         yield f"{folder / 'config.json'}: describes another model than {source.folder.name}'s"
     if files != (there := {path.name for path in folder.glob("model*.safetensors")}):
@@ -353,7 +351,7 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _same(one: Path, other: Path) -> bool:
-    return one.is_file() and one.read_bytes() == other.read_bytes()
+    return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
 
 
 def _shown(what: str, names: Iterable[Any]) -> Iterator[str]:

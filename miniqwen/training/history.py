@@ -6,14 +6,13 @@ most. Costs: the file is read whole.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from miniqwen.errors import UserError
-from miniqwen.files import whole_lines
+from miniqwen.files import parsed, whole_lines
 
 Line = dict[str, Any]
 
@@ -26,7 +25,7 @@ def read_lines(file: Path) -> list[Line]:
     found = []
     for number, line in enumerate(whole_lines(file).splitlines(), 1):
         try:
-            found.append(json.loads(line))
+            found.append(parsed(line))
             _place(found[-1])
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{file}, line {number}: is not a line of metrics (a JSON object with its step)") from None

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from miniqwen.checkpoints.checkpoint import Checkpoint
 from miniqwen.config.flags import RECORDED, plain
 from miniqwen.config.output import OF_A_START
 from miniqwen.config.training import TrainConfig
+from miniqwen.files import read_yaml
 
 VERSIONS = ("miniqwen", "torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "numpy")
 
@@ -56,10 +56,10 @@ def _before(checkpoint: Checkpoint | None) -> tuple[Mapping[str, Any], list[dict
     if checkpoint is None:
         return {}, []
     try:
-        flags = yaml.safe_load((checkpoint.folder.absolute().parent / "config.yaml").read_text(encoding="utf-8"))
+        flags = read_yaml(checkpoint.folder.absolute().parent / "config.yaml")
         lives = flags.pop(RECORDED)["lives"]
         return flags, list(lives)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}, []
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from miniqwen.checkpoints.checkpoint import Checkpoint, Progress, read_checkpoint
+from miniqwen.checkpoints.checkpoint import Checkpoint, Progress
 from miniqwen.checkpoints.tensor_files import StoredTensors
 from miniqwen.config.flags import plain
 from miniqwen.config.training import TrainConfig
@@ -40,7 +40,7 @@ from miniqwen.training.output_folder import OutputFolder, open_output_dir
 from miniqwen.training.preemption import StopRequest
 from miniqwen.training.preview import show_preview
 from miniqwen.training.question_task import question_task
-from miniqwen.training.resuming import check_batch, continued
+from miniqwen.training.resuming import check_batch, continued, opened
 from miniqwen.training.samples import fitting
 from miniqwen.training.task import Steps, Task, updates_in_all
 from miniqwen.training.text_task import text_task, validation_text
@@ -140,7 +140,7 @@ def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: Fold
         runtime.on_main(lambda: check_trackers(config))
     stop.forget_stale_file()
     with runtime.together():  # what only one rank finds amiss ends all of them
-        checkpoint = read_checkpoint(Path(found["checkpoint"])) if found["checkpoint"] else None
+        checkpoint = opened(Path(found["checkpoint"])) if found["checkpoint"] else None
         source = checkpoint.folder if checkpoint else Path(str(config.model_path))
         tokenizer = load_tokenizer(source)
     plan = Plan(

@@ -8,7 +8,6 @@ one is deleted; the final model appears whole. Costs: see checkpoint.py.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,7 +37,7 @@ from miniqwen.config.models import MODEL_FILES
 from miniqwen.config.output import LEFT_BY_A_RUN
 from miniqwen.config.training import TrainConfig
 from miniqwen.errors import UserError
-from miniqwen.files import disk_errors_told, publish, sync, sync_all, write_json, write_text
+from miniqwen.files import disk_errors_told, publish, read_json, sync, sync_all, write_json, write_text
 from miniqwen.lock import FolderLock
 from miniqwen.model.modeling_miniqwen import describe_model
 from miniqwen.model.tokenization_miniqwen import save_tokenizer
@@ -274,7 +273,7 @@ def note_end(folder: Path, status: str, reason: str | None) -> None:
     """
     file = folder / "trainer_state.json"
     if file.exists():
-        state = {**json.loads(file.read_text(encoding="utf-8")), "status": status, "reason": reason}
+        state = {**read_json(file), "status": status, "reason": reason}
         if saved := complete_checkpoints(folder):  # one may have been written after the state was
             step = step_of(saved[-1])
             state |= {"last_checkpoint": saved[-1].name, "step": max(state["step"], step)}

@@ -21,7 +21,8 @@ from miniqwen.checkpoints.checkpoint import Progress
 from miniqwen.config.output import PREVIEW_FILE
 from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.runtime import Runtime
-from miniqwen.files import printable, written_whole
+from miniqwen.errors import printable
+from miniqwen.files import written_whole
 from miniqwen.model.loss import IGNORED
 from miniqwen.training.batches import MicroBatch, Update
 from miniqwen.training.task import Steps, Task

@@ -6,18 +6,16 @@ asked. What counts is `history`'s to say. Costs: see curves.py; the files are re
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from miniqwen.checkpoints.checkpoint import ASIDE
 from miniqwen.config.flags import RECORDED
 from miniqwen.config.output import BAD_UPDATES_FILE, SAMPLES_FILE
 from miniqwen.errors import UserError
-from miniqwen.files import whole_lines
+from miniqwen.files import parsed, read_json, read_yaml, regular, whole_lines
 from miniqwen.training.curves import Curves
 from miniqwen.training.health import Notice, Watch
 from miniqwen.training.history import final_history, read_lines
@@ -39,10 +37,9 @@ class Record:
         """The run that left its config.yaml in `folder`; raises `UserError` where there is none that can be read."""
         file = folder / "config.yaml"
         try:
-            loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the listing of large data is long
-            flags = yaml.load(file.read_text(encoding="utf-8"), loader)  # a safe one, either way
+            flags = read_yaml(file)
             recorded = flags.pop(RECORDED, None) or {}
-        except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, AttributeError) as error:
             why = " ".join(str(error).split())
             raise UserError(f"{file}: cannot be read as a run's configuration ({why}); give an --output_dir") from None
         found = cls(folder, flags, recorded)
@@ -129,16 +126,16 @@ def result_files(place: Path) -> list[Path]:
     if place.is_file():
         return [place]
     tried = [*place.glob("*.json"), *place.glob("*/*.json")]
-    return sorted(file for file in tried if not file.parent.name.startswith(("checkpoint-", ".")))
+    return sorted(file for file in tried if not file.parent.name.startswith(("checkpoint-", ASIDE, ".")))
 
 
 def result(file: Path) -> dict[str, Any] | None:
     """What eval_loop.py wrote there, with its `file` and how old it is; None for another file."""
     try:
-        with file.open("rb") as opened:
+        with regular(file).open("rb") as opened:
             if file.stat().st_size > LARGEST_RESULT or b'"dataset"' not in opened.read(64):
                 return None
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
     except (OSError, ValueError):
         return None
     if not isinstance(found, dict) or not _has_figures(found):
@@ -178,12 +175,12 @@ def _added(file: Path, start: int) -> tuple[list[dict[str, Any]], int]:
         opened.seek(start)
         added = opened.read()
     whole = added[: added.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()], start + len(whole)
+    return [parsed(line) for line in whole.splitlines()], start + len(whole)
 
 
 def _json(file: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

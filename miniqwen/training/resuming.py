@@ -6,17 +6,61 @@ hash over the checkpoint's files.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from miniqwen.checkpoints.checkpoint import Checkpoint, complete_checkpoints, verify
+from pydantic import NonNegativeInt, PositiveInt, TypeAdapter
+from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on only
+
+from miniqwen.checkpoints.checkpoint import Checkpoint, complete_checkpoints, read_checkpoint, verify
 from miniqwen.config.training import TrainConfig
+from miniqwen.data.documents import ORDER, Layout
+from miniqwen.data.packing import Cursor
 from miniqwen.errors import UserError
 from miniqwen.training.batches import Plan
 
 SHOWN_CHANGES = 10
+
+
+class Identity(TypedDict, total=False):
+    """What is used of a checkpoint's identity before it is compared with that of the data."""
+
+    order: int
+    lanes: PositiveInt
+    blocks_per_update: PositiveInt
+    examples_per_update: PositiveInt
+    sources: dict[str, dict[str, Any]]
+    held_out: dict[str, list[tuple[str, NonNegativeInt, NonNegativeInt, NonNegativeInt]]]
+    unreadable: dict[str, dict[str, str]]
+    layout: dict[str, Layout]
+    data_changes: list[dict[str, Any]]
+
+
+IDENTITY = TypeAdapter(Identity)
+LANES, EXAMPLES = TypeAdapter(dict[str, Cursor]), TypeAdapter(dict[str, NonNegativeInt])
+
+
+def opened(folder: Path) -> Checkpoint:
+    """A checkpoint that `verify` has found whole; raises `UserError` where a run wrote no such thing."""
+    checkpoint = read_checkpoint(folder)
+    identity, cursor = checkpoint.identity, checkpoint.progress.cursor
+    try:
+        IDENTITY.validate_json(json.dumps(identity), strict=True)
+        if not {"blocks_per_update", "examples_per_update"} & identity.keys():
+            raise ValueError("it does not say how many rows an update has")
+        if identity.get("order") == ORDER:
+            LANES.validate_json(json.dumps(cursor), strict=True)
+            if cursor and cursor.keys() != {str(lane) for lane in range(identity["lanes"])}:
+                raise ValueError(f"it does not say where each of {identity['lanes']} lanes stands")
+        elif "examples_per_update" in identity:
+            EXAMPLES.validate_json(json.dumps(cursor), strict=True)
+    except (ValueError, KeyError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder} cannot be resumed from ({why}); resume from another checkpoint") from None
+    return checkpoint
 
 
 def checkpoint_to_resume(config: TrainConfig) -> Path | None:

@@ -28,8 +28,8 @@ from miniqwen.checkpoints.checkpoint import Checkpoint, Progress
 from miniqwen.config.output import SAMPLES_FILE
 from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.runtime import Runtime
-from miniqwen.errors import outliving_its_reader
-from miniqwen.files import cut_torn_line, disk_errors_told, printable
+from miniqwen.errors import outliving_its_reader, printable
+from miniqwen.files import cut_torn_line, disk_errors_told
 from miniqwen.training.health import Watch
 from miniqwen.training.history import final_history, read_lines
 from miniqwen.training.outlets.opened import Outlets, sample_table

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -178,3 +180,66 @@ def test_what_is_not_a_number_is_never_the_best_and_of_equals_the_first_stays() 
     assert progress.best_name == "loss"
     larger = replace(progress.without_best(), step=7).with_evaluation(0.5, True, "accuracy")
     assert (larger.best_metric, larger.best_name, larger.best_step) == (0.5, "accuracy", 7)
+
+
+@pytest.mark.parametrize(
+    ("hashes", "told"),
+    [
+        ({}, "does not name model.safetensors, optimizer.safetensors, progress.json"),
+        ({"../secret": "x"}, "names '../secret', which is no file of the folder"),
+        ({"/etc/hostname": "x"}, "names '/etc/hostname', which is no file of the folder"),
+        ({"..": "x"}, "cannot be resumed from"),
+        ({"progress.json": None}, "progress.json is damaged"),
+        ([], "cannot be resumed from"),
+        (None, "cannot be resumed from"),
+    ],
+)
+def test_a_manifest_that_no_run_wrote_makes_nothing_whole(tmp_path: Path, hashes: object, told: str) -> None:
+    folder = write(tmp_path / "run", 4, VALUES)
+    (tmp_path / "run" / "secret").write_text("not read")
+    (folder / "manifest.json").write_text(json.dumps({"sha256": hashes}))
+    with pytest.raises(UserError, match=re.escape(told)):
+        verify(folder)
+
+
+def test_a_file_that_the_manifest_does_not_name_is_not_read(tmp_path: Path) -> None:
+    folder = write(tmp_path, 4, VALUES)
+    (folder / "model-00002-of-00002.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"does not name model-00002-of-00002\.safetensors"):
+        verify(folder)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("step", "4"), ("step", -4), ("step", 4.5), ("step", True), ("tokens", None), ("cursor", []), ("cursor", None),
+        ("best_metric", "low"), ("best_name", 3), ("loss_scale", {"scale": "x"}), ("pending_loss", []), ("unknown", 1),
+    ],
+)  # fmt: skip
+def test_progress_of_other_types_is_not_gone_on_from(tmp_path: Path, place: str, value: object) -> None:
+    folder = write(tmp_path, 4, VALUES)
+    file = folder / "progress.json"
+    described = json.loads(file.read_text())
+    described["progress"][place] = value
+    file.write_text(json.dumps(described))
+    with pytest.raises(UserError, match="cannot be resumed from"):
+        read_checkpoint(folder)
+
+
+def test_progress_comes_back_as_it_was(tmp_path: Path) -> None:
+    progress = Progress(
+        step=3, tokens=2**40, cursor={"a": [1, {"b": None}]}, best_metric=math.inf, best_name="the largest x",
+        best_step=2, pending_loss=0.1, loss_scale={"scale": 2.0},
+    )  # fmt: skip
+    folder = write_checkpoint(tmp_path, progress, {}, None, VALUES.items(), lambda _: None)
+    assert read_checkpoint(folder).progress == progress
+    nan = write_checkpoint(tmp_path, replace(progress, step=4, best_metric=math.nan), {}, None, [], lambda _: None)
+    assert math.isnan(read_checkpoint(nan).progress.best_metric or 0)
+
+
+def test_only_numbers_in_ascii_name_a_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path, 4, VALUES)
+    for name in ("checkpoint-\u00b2", "checkpoint-\u0664", "checkpoint-x", "checkpoint--1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text("{}")
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-4"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from miniqwen.config.creating import CreateConfig
 from miniqwen.config.data import DataFlags
 from miniqwen.config.evaluating import EvalConfig
-from miniqwen.config.flags import dump, parse
+from miniqwen.config.flags import Flags, dump, parse
 from miniqwen.config.preparing import PrepareConfig
 from miniqwen.config.training import TrainConfig
 from miniqwen.errors import UserError
@@ -398,3 +399,40 @@ def test_making_a_model_asks_for_nothing_about_questions() -> None:
     assert not fields & {
         "question_column", "choices_column", "answer_column", "answer_is", "support_column", "id_column"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[" * 100_000, "not YAML: nested too deep"),
+        ("max_steps: 2026-01-01T00:00:00+99:99", "not YAML: offset must be"),
+        ("max_steps: !!timestamp 1", "not YAML:"),
+        ("warmup_steps: &a [*a, *a]", "--warmup_steps: expected one value, got lists in each other"),
+        ("report_to: [[wandb]]", "--report_to: expected texts, got a list"),
+        ("a: !!python/object/apply:os.getcwd []", "not YAML:"),
+    ],
+    ids=["deep", "offset", "timestamp", "itself", "list in a list", "python"],
+)
+def test_a_file_that_is_odd_yaml_is_refused_in_words(model: Path, text: str, told: str) -> None:
+    file = model.parent / "odd.yaml"
+    file.write_text(text)
+    assert told in problems(model, "--config", str(file))
+
+
+def test_a_config_that_names_no_file_or_a_pipe_is_refused(model: Path) -> None:
+    pipe = model.parent / "pipe.yaml"
+    os.mkfifo(pipe)
+    assert "--config: needs a file" in problems(model, "--config=--")
+    assert f"--config {pipe}: Is no regular file" in problems(model, "--config", str(pipe))
+
+
+@pytest.mark.parametrize("kind", [EvalConfig, CreateConfig, PrepareConfig])
+def test_what_a_commands_flags_are_written_as_is_read_back(kind: type[Flags], model: Path) -> None:
+    given = {
+        EvalConfig: ["--model_path", str(model), "--dataset_name", "sciq", "--output_dir", "o"],
+        CreateConfig: ["--output_dir", "o"],
+    }
+    config = parse(kind, given.get(kind, ["--all"]), program="", description="")
+    file = model.parent / "again.yaml"
+    file.write_text(dump(config, {}))
+    assert parse(kind, ["--config", str(file)], program="", description="") == config

@@ -22,7 +22,7 @@ from miniqwen.data.formats import BadData
 from miniqwen.data.held_out import HeldOut
 from miniqwen.data.packing import data_report, lanes_together, stored_cursors
 from miniqwen.data.repositories import resolve
-from miniqwen.data.token_cache import write_token_cache
+from miniqwen.data.tokenizing import write_token_cache
 from miniqwen.data.windows import TextWindows
 from miniqwen.errors import UserError
 from miniqwen.training.batches import Plan

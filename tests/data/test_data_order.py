@@ -28,7 +28,7 @@ from miniqwen.data.mixture import Mixture
 from miniqwen.data.packing import Cursor, chained, lanes_together, pack, stored_cursors
 from miniqwen.data.repositories import resolve
 from miniqwen.data.strands import Reading, SourceCursor
-from miniqwen.data.token_cache import write_token_cache
+from miniqwen.data.tokenizing import write_token_cache
 from miniqwen.data.windows import TextWindows
 from miniqwen.errors import UserError
 from miniqwen.files import file_hash

@@ -81,7 +81,7 @@ def units_are_cut_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the test's files had gigabytes: slices of a few lines, units of many windows."""
     monkeypatch.setattr(units, "SLICE_BYTES", 50)
     monkeypatch.setattr(windows, "LARGE_BYTES", 300)
-    monkeypatch.setattr(windows, "WINDOW_BYTES", 100)
+    monkeypatch.setattr("miniqwen.data.cuts.WINDOW_BYTES", 100)
     monkeypatch.setattr("miniqwen.data.documents.LEAST_STRIPE", 20)
     monkeypatch.setattr("miniqwen.data.documents.NEIGHBOURS", 1000)
 
@@ -151,7 +151,7 @@ def test_no_cut_of_files_into_units_windows_and_stripes_loses_or_repeats_a_docum
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
         patched.setattr(units, "SLICE_BYTES", sizes[0])
         patched.setattr(windows, "LARGE_BYTES", sizes[1])
-        patched.setattr(windows, "WINDOW_BYTES", sizes[2])
+        patched.setattr("miniqwen.data.cuts.WINDOW_BYTES", sizes[2])
         patched.setattr("miniqwen.data.documents.NEIGHBOURS", sizes[3])
         patched.setattr("miniqwen.data.documents.LEAST_STRIPE", 16)
         source = make_source(Path(folder) / "data", kind, ["an anchor", *texts])  # type: ignore[list-item]

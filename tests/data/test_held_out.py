@@ -106,7 +106,7 @@ def test_of_a_file_that_is_fetched_whole_windows_of_the_first_one_are_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(windows, "LARGE_BYTES", 1000)
-    monkeypatch.setattr(windows, "WINDOW_BYTES", 2000)
+    monkeypatch.setattr("miniqwen.data.cuts.WINDOW_BYTES", 2000)
     folder = tmp_path / "data"
     folder.mkdir()
     for number in range(3):

@@ -250,3 +250,16 @@ def test_the_checks_of_flags_import_nothing_heavy() -> None:
     heavy = "{'torch', 'transformers', 'datasets', 'pyarrow'}"
     code = f"import sys, miniqwen.questions.templates; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_a_template_of_choices_that_is_not_shown_is_not_filled_in() -> None:
+    question = Question("1", "Why?", ("a", "b"), 0, "a")
+    assert Template("{question}", "{nothing}").render(question) == "Why?"
+    with pytest.raises(UserError, match=r"unknown field \{nothing\}"):
+        Template("{question} {choices}", "{text} {nothing}")
+
+
+def test_a_nul_in_a_template_is_refused() -> None:
+    """It stands for the question in the chat template that is made of it."""
+    with pytest.raises(UserError, match="has a NUL character"):
+        Template("{question}\0")
