@@ -155,7 +155,7 @@ def unknown_dataset(name: str) -> list[str]:
     if name in KNOWN or Path(name).exists():
         return []
     known = TEXT_DATASETS + QA_DATASETS
-    near = nearest(name.lower(), known, alike=0.7)  # few and short: sicq
+    near = nearest(name, known, alike=0.7)  # few and short: sicq
     hint = f"; did you mean {near}?" if near else f"; choose from {', '.join(known)}, OWNER/NAME on the hub, or a file"
     looks_local = (
         name.startswith((".", "/", "~"))

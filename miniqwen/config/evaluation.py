@@ -23,7 +23,9 @@ class EvaluationFlags(PromptFlags):
         None, "updates between evaluations, or a fraction of all updates (default: --logging_steps)",
         group="evaluation", least=1, metavar="N")  # fmt: skip
     load_best_model_at_end: bool = flag(False, "write the best evaluated model as the final one", group="evaluation")
-    metric_for_best_model: str = flag("eval_loss", "eval_loss, or eval_accuracy in fine-tuning", group="evaluation")
+    metric_for_best_model: str = flag(
+        "eval_loss", "eval_loss, or eval_accuracy in fine-tuning", group="evaluation",
+        spelled={"loss": "eval_loss", "accuracy": "eval_accuracy"})  # fmt: skip
     greater_is_better: bool | None = flag(None, "direction of the metric (default: by its name)", group="evaluation")
     early_stopping_patience: int | None = flag(
         None, "stop after N evaluations without a new best", group="evaluation", least=1

@@ -158,7 +158,7 @@ def _argument_parser(fields: Mapping[str, dataclasses.Field[Any]], program: str)
         prog=program, allow_abbrev=False, add_help=False, argument_default=argparse.SUPPRESS
     )
     parser.add_argument("-h", "--help", nargs="?", const="")
-    parser.add_argument("--config")
+    parser.add_argument("--config", nargs="?", const=BARE)
     for f in fields.values():
         if f.metadata["only_yaml"] or f.metadata["positional"]:
             continue

@@ -46,7 +46,7 @@ def value_of(value: Any, hint: Any, known: Mapping[str, Any]) -> Any:
 
 def nearest(word: str, known: Iterable[str], alike: float = ALIKE) -> str | None:
     """Which of the known words is meant by one that is misspelt; None where it may as well be another word."""
-    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=alike)), None)
+    return next(iter(difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=alike)), None)
 
 
 def at_home(value: Any) -> Any:

@@ -72,6 +72,8 @@ def test_what_is_to_be_written_instead_is_a_flag_of_the_command(kind: type, tabl
         ("--nonsense 1 2", "--nonsense: no such flag; see --help all"),
         ("--learnin_rate 3", "--learnin_rate: no such flag; did you mean --learning_rate?"),
         ("--learnin-rate 3", "--learnin-rate: no such flag; did you mean --learning_rate?"),
+        ("--optim AdamW", "--optim: 'AdamW' is not one of adamw, muon; did you mean adamw?"),
+        ("--config", "--config: needs a file"),
         ("-lr 3e-4", "'-lr' is not the value of any flag (flags begin with two dashes)"),
     ],
 )  # fmt: skip
@@ -106,7 +108,8 @@ def test_no_flag_of_the_table_is_hinted_to_be_another_one(tmp_path: Path, name: 
         ("--save_strategy steps --save-steps=7", "save_steps", 7), ("--push_to_hub False", "hints", True),
         ("--dtype float32 --ddp_find_unused_parameters False", "bf16", False),
         ("--remove_unused_columns --logging_first_step true", "logging_steps", 10),
-        ("--group_by_length false", "seed", 42),
+        ("--group_by_length false", "seed", 42), ("--do_train --do_eval --metric_for_best_model loss",
+                                                  "metric_for_best_model", "eval_loss"),
     ],
 )  # fmt: skip
 def test_what_means_the_same_is_taken(tmp_path: Path, words: str, name: str, value: object) -> None:
@@ -121,6 +124,15 @@ def test_a_file_knows_the_same_words(tmp_path: Path) -> None:
     file.write_text("save_strategy: epoch\npush_to_hub: true\nbatch_size: 4\n")
     found = problems(tmp_path, *TEXT, "--config", str(file))
     assert [line.split(": ")[1] for line in found] == ["--save_strategy", "--push_to_hub", "--batch_size"]
+
+
+def test_settings_that_say_what_is_done_anyway_are_taken(tmp_path: Path) -> None:
+    given = ["--gradient_checkpointing_kwargs", '{"use_reentrant": false}']
+    assert train(tmp_path, *TEXT, *given) == train(tmp_path, *TEXT)
+    (tmp_path / "run.yaml").write_text("gradient_checkpointing_kwargs: {use_reentrant: false}\n")
+    assert train(tmp_path, *TEXT, "--config", str(tmp_path / "run.yaml")) == train(tmp_path, *TEXT)
+    (told,) = problems(tmp_path, *TEXT, *given[:1], '{"use_reentrant": true}')
+    assert told.startswith("--gradient_checkpointing_kwargs: ")
 
 
 def test_a_path_to_resume_from_is_still_a_path(tmp_path: Path) -> None:
