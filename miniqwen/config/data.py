@@ -7,6 +7,7 @@ Costs: a look for the files and folders that are named.
 from __future__ import annotations
 
 import dataclasses
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ TEXT_DATASETS = ("wikipedia", "arxiv", "both")
 QA_DATASETS = ("sciq", "commonsenseqa")
 BOTH = ("wikipedia", "arxiv")
 KNOWN = (*BOTH, *QA_DATASETS)
+# what names of data files end in; the first ones come behind the others
+ENDINGS = (".gz", ".zst", ".bz2", ".xz", ".parquet", ".arrow", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 SAMPLE_BY = ("line", "paragraph", "document")
 HUB_IDS = {
     "wikimedia/wikipedia": "wikipedia", "common-pile/arxiv_papers": "arxiv", "allenai/sciq": "sciq",
@@ -33,7 +36,8 @@ class DataFlags(Flags):
 
     dataset_name: str | tuple[str, ...] | None = flag(
         None, "wikipedia, arxiv, both, sciq, commonsenseqa, a hub id (OWNER/NAME), or a local file or folder "
-        "(.parquet, .jsonl, .json, .csv, .txt; also .gz); of text several, which are mixed (see --mixture)",
+        "(.parquet, .arrow, .jsonl, .ndjson, .json, .csv, .tsv, .txt; also .gz, .zst, .bz2, .xz), or a pattern in "
+        "quotes ('notes/*.jsonl'), whose files are one data set; of text several, which are mixed (see --mixture)",
         group="data", path=True, required=True, several=True, metavar="NAME [NAME ...]")  # fmt: skip
     dataset_config_name: str | None = flag(None, "configuration (subset) of a hub data set", group="data")
     wikipedia_version: str | None = flag(
@@ -87,7 +91,7 @@ class DataFlags(Flags):
         names = (self.dataset_name,) if isinstance(self.dataset_name, str) else self.dataset_name or ()
         if self.dataset_config_name or (self.column_flags() and len(names) < 2):
             return
-        short = tuple(name if Path(name).exists() else HUB_IDS.get(name, name) for name in names)
+        short = tuple(name if is_local(name) else HUB_IDS.get(name, name) for name in names)
         if short != names:
             object.__setattr__(self, "dataset_name", short[0] if len(short) == 1 else short)
 
@@ -99,7 +103,7 @@ class DataFlags(Flags):
         """
         names = (self.dataset_name,) if isinstance(self.dataset_name, str) else self.dataset_name or ()
         given = dict.fromkeys(part for name in names for part in (BOTH if name == "both" else (name,)))
-        local = [name for name in given if name not in KNOWN and Path(name).exists()]
+        local = [name for name in given if name not in KNOWN and is_local(name)]
         short = {name: Path(name).resolve().name if name in local else name for name in given}
         of_file = list(short.values())
         return {short[name] if of_file.count(short[name]) == 1 else name: name for name in given}
@@ -150,16 +154,20 @@ class DataFlags(Flags):
         return found
 
 
+def is_local(name: str) -> bool:
+    """Whether a data set's name is that of a file or folder here, or a pattern that some fit."""
+    fitting = glob.iglob(name, recursive=True)  # noqa: PTH207  # absolute and relative patterns
+    return Path(name).exists() or (glob.has_magic(name) and any(fitting))
+
+
 def unknown_dataset(name: str) -> list[str]:
     """Why `name` can be neither a data set of ours, nor a hub id, nor a local file; empty when it may be one."""
-    if name in KNOWN or Path(name).exists():
+    if name in KNOWN or is_local(name):
         return []
+    if glob.has_magic(name):
+        return [f"--dataset_name {name}: no file fits this pattern"]
     known = TEXT_DATASETS + QA_DATASETS
     near = nearest(name, known, alike=0.7)  # few and short: sicq
     hint = f"; did you mean {near}?" if near else f"; choose from {', '.join(known)}, OWNER/NAME on the hub, or a file"
-    looks_local = (
-        name.startswith((".", "/", "~"))
-        or name.count("/") != 1
-        or Path(name).suffix in (".parquet", ".jsonl", ".json", ".gz", ".csv", ".txt")
-    )
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1 or Path(name).suffix in ENDINGS
     return [f"--dataset_name {name}: no such data set or file{hint}"] if looks_local else []

@@ -5,13 +5,14 @@ Promises: as config.py. Costs: nothing heavy is imported.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from miniqwen.config.data import BOTH, HUB_TIMEOUT, KNOWN, QA_DATASETS, DataFlags, unknown_dataset
+from miniqwen.config.data import BOTH, ENDINGS, HUB_TIMEOUT, KNOWN, QA_DATASETS, DataFlags, unknown_dataset
 from miniqwen.config.flags import flag, no_flag
 from miniqwen.config.models import model_problems
 from miniqwen.config.pasted import EVALUATING, Pasted
@@ -20,7 +21,6 @@ from miniqwen.config.watching import TRACKERS, WatchFlags
 
 PROTOCOLS = ("miniqwen", "harness")
 DEFAULT_SPLITS = {"sciq": "test", "commonsenseqa": "validation"}  # CommonsenseQA's test split has no answers
-ENDINGS = (".gz", ".jsonl", ".json", ".parquet", ".csv")
 SAMPLING = ("temperature", "top_p", "top_k", "seed")
 
 
@@ -29,7 +29,7 @@ def file_stem(name: str) -> str:
     stem = Path(name).name
     for ending in ENDINGS:
         stem = stem.removesuffix(ending)
-    return stem or "dataset"
+    return re.sub(r"[^\w.-]+", "_", stem).strip("_") or "dataset"
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,9 @@ class EvalConfig(WatchFlags, DataFlags):
     example = "--model_path runs/sciq --dataset_name sciq --output_dir runs/evaluation --max_eval_samples 100"
 
     dataset_name: str | tuple[str, ...] | None = flag(
-        None, "sciq, commonsenseqa, both, a hub id (OWNER/NAME), or a local file or folder (.parquet, .jsonl, .json, "
-        ".csv; also .gz); several, each of which gets results of its own",
+        None, "sciq, commonsenseqa, both, a hub id (OWNER/NAME), or a local file or folder (.parquet, .arrow, "
+        ".jsonl, .ndjson, .json, .csv, .tsv; also .gz, .zst, .bz2, .xz), or a pattern in quotes; several, "
+        "each of which gets results of its own",
         group="data", path=True, several=True)  # fmt: skip
     hub_timeout: float = flag(
         HUB_TIMEOUT, "seconds to wait, at one place, for a hub that does not answer; then the command ends with status "

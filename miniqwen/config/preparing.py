@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from miniqwen.config.data import BOTH, HUB_IDS, HUB_TIMEOUT, KNOWN, USUAL_DUMP, unknown_dataset
+from miniqwen.config.data import BOTH, HUB_IDS, HUB_TIMEOUT, KNOWN, USUAL_DUMP, is_local, unknown_dataset
 from miniqwen.config.flags import Flags, flag
 from miniqwen.config.models import model_problems
 from miniqwen.config.pasted import PREPARING, Pasted
@@ -63,7 +63,7 @@ class PrepareConfig(Flags):
         """What to prepare; a data set that has a flag is known by its name and hub id too, unless its text is given."""
         chosen = KNOWN if self.all else tuple(name for name in KNOWN if getattr(self, name))
         own: tuple[str, ...] = (self.dataset_name,) if self.dataset_name else ()
-        if not (self.text_column or self.dataset_config_name or Path(self.dataset_name or "").exists()):
+        if not (self.text_column or self.dataset_config_name or is_local(self.dataset_name or "")):
             own = tuple(part for name in own for part in (BOTH if name == "both" else (HUB_IDS.get(name, name),)))
         return tuple(dict.fromkeys((*chosen, *own)))
 

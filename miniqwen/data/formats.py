@@ -1,23 +1,25 @@
-"""How rows stand in files: parquet, JSON, CSV and plain text, gzipped or not → batches of columns.
+"""How rows stand in files: parquet, Arrow, JSON, CSV and plain text, compressed or not → batches of columns.
 
-Promises: a file of any size is read in batches of bounded memory (but one JSON array, and one document, are taken
-whole); a slice of a file of lines holds exactly the rows that begin in it, so that slices laid end to end are the file;
-a broken row is named. Costs: one pass.
+Promises: a file of any size is read in batches of bounded memory (but one JSON array, one document and one row are
+taken whole); a slice of a file of lines holds exactly the rows that begin in it, so that slices laid end to end are the
+file; a broken row is named, and so is an encoding that is not UTF-8. Costs: one pass.
 """
 
 from __future__ import annotations
 
+import bz2
+import codecs
 import csv
 import gzip
 import io
 import itertools
 import json
+import lzma
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from miniqwen.errors import UserError
@@ -27,13 +29,14 @@ class BadData(UserError):
     """Bytes that are not what they should be: a broken page, gzip stream, line or text."""
 
 
-FORMATS = (
-    ".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".txt", ".txt.gz",
-)  # fmt: skip
-SLICED = (".jsonl", ".txt")  # can be entered in the middle
+KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
+PACKED = (".gz", ".zst", ".bz2", ".xz")
+FORMATS = (".parquet", ".arrow", *KINDS, *(kind + packed for kind in KINDS for packed in PACKED))
+READ = f".parquet, .arrow, {', '.join(KINDS)} (also with {', '.join(PACKED)})"  # for messages
+SLICED = (".jsonl", ".ndjson", ".txt")  # can be entered in the middle
 BATCH_ROWS = 256
-HEADER_BYTES = 1 << 20  # of a CSV file, at most
 LARGEST_ARRAY = 1 << 30  # bytes of a JSON array, which the parser wants whole
+LARGEST_CELL = 1 << 30  # characters of a value in a CSV file
 
 Batch = dict[str, list[Any]]
 
@@ -44,7 +47,12 @@ def format_of(path: str) -> str:
     for ending in sorted(FORMATS, key=len, reverse=True):
         if path.endswith(ending):
             return ending
-    raise UserError(f"{path}: not a format that can be read; expected {', '.join(FORMATS)}")
+    raise UserError(f"{path}: not a format that can be read; expected {READ}")
+
+
+def is_packed(file_format: str) -> bool:
+    """Whether it is compressed as a whole."""
+    return file_format.endswith(PACKED)
 
 
 def parquet_batches(opened: BinaryIO, metadata: Any, group: int, columns: Sequence[str], what: str) -> Iterator[Batch]:
@@ -56,53 +64,139 @@ def parquet_batches(opened: BinaryIO, metadata: Any, group: int, columns: Sequen
 
 
 def file_batches(
-    opened: BinaryIO, file_format: str, columns: Sequence[str], sample_by: str, what: str, first: str = "row"
+    opened: BinaryIO,
+    file_format: str,
+    columns: Sequence[str],
+    sample_by: str,
+    what: str,
+    separator: str | None = None,
+    start: int = 0,
 ) -> Iterator[Batch]:
-    """The rows of a file that is not parquet, or of a slice of one; `first` says where it begins, for messages.
+    """The rows of a file that is not parquet, or of a slice of one that begins at byte `start`.
 
-    Raises `UserError` for a missing column and a broken row.
+    `separator`: of a CSV file's values, where it is none that the file's ending says. Raises `UserError` for a missing
+    column and a broken row.
     """
-    if file_format.endswith(".gz"):
-        opened = gzip.GzipFile(fileobj=opened)  # type: ignore[assignment]  # it reads like one
-    if file_format.startswith(".csv"):
-        return csv_batches(opened, columns, what)
-    if file_format.startswith(".txt"):
+    kind = next(kind for kind in (".arrow", *KINDS) if file_format.removesuffix(_packing(file_format)) == kind)
+    if kind == ".arrow":
+        return arrow_batches(opened, columns, what)
+    data = unpacked(opened, file_format)
+    if start == 0:
+        data = _in_utf_8(data, what)
+    first = f"byte {start}, line" if file_format in SLICED else "row"
+    if kind in (".csv", ".tsv"):
+        return csv_batches(data, columns, separator or ("\t" if kind == ".tsv" else ","), what)
+    if kind == ".txt":
         check_columns(["text"], columns, what)
-        rows: Iterator[dict[str, Any]] = text_rows(opened, sample_by, f"{what}: {first}")
+        rows: Iterator[dict[str, Any]] = text_rows(data, sample_by, f"{what}: {first}")
     else:
-        rows = json_rows(opened, what, first, may_be_array=file_format.startswith(".json") and "l" not in file_format)
+        rows = json_rows(data, what, first, may_be_array=kind == ".json")
     return column_batches(rows, columns, what)
 
 
-def csv_batches(opened: BinaryIO, columns: Sequence[str], what: str) -> Iterator[Batch]:
-    """The rows of a CSV file with a header; texts stay texts: answers "1", "2" must not become numbers."""
-    data = io.BufferedReader(opened, HEADER_BYTES)  # type: ignore[type-var]  # only to look ahead
-    head = data.peek(HEADER_BYTES).decode("utf-8-sig", "replace")
-    check_columns(next(csv.reader(io.StringIO(head, newline="")), []), columns, what)
-    # the other columns are not looked at: their types may change from one block to the next
-    types = pyarrow.csv.ConvertOptions(
-        include_columns=list(columns), column_types={name: pa.string() for name in columns}
-    )  # fmt: skip
-    parsing = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    reader = pyarrow.csv.open_csv(pa.PythonFile(data, mode="r"), convert_options=types, parse_options=parsing)
-    for batch in reader:
-        yield {name: batch[name].to_pylist() for name in columns}
+def _packing(file_format: str) -> str:
+    return next((packed for packed in PACKED if file_format.endswith(packed)), "")
+
+
+def unpacked(opened: BinaryIO, file_format: str) -> Any:
+    """The file's bytes as they were before they were compressed, buffered."""
+    packing = _packing(file_format)
+    if packing == ".zst":
+        return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(opened, mode="r"), "zstd"))
+    ways: dict[str, Any] = {".gz": lambda file: gzip.GzipFile(fileobj=file), ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}
+    return io.BufferedReader(ways[packing](opened) if packing else opened)
+
+
+def _in_utf_8(data: Any, what: str) -> Any:
+    """The same without a mark of its encoding; raises `BadData` where that says UTF-16, or each second byte is zero."""
+    head = data.peek(4)[:4]
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or (
+        len(head) == 4 and 0 in head and head[0::2] != head[1::2] and (not any(head[0::2]) or not any(head[1::2]))
+    ):
+        raise BadData(f"{what}: is in UTF-16, and UTF-8 is expected (iconv -f utf-16 -t utf-8 OLD > NEW)")
+    if head.startswith(codecs.BOM_UTF8):
+        data.read(len(codecs.BOM_UTF8))
+    return data
+
+
+def arrow_batches(opened: BinaryIO, columns: Sequence[str], what: str) -> Iterator[Batch]:
+    """The rows of an Arrow stream, as `datasets` writes them, or of an Arrow file."""
+    head = opened.read(6)
+    opened.seek(0)
+    if head == b"ARROW1":
+        file = pa.ipc.open_file(opened)
+        schema, found = file.schema, (file.get_batch(number) for number in range(file.num_record_batches))
+    else:
+        stream = pa.ipc.open_stream(opened)
+        schema, found = stream.schema, iter(stream)
+    check_columns(schema.names, columns, what)
+    for whole in found:
+        for start in range(0, whole.num_rows, BATCH_ROWS):
+            batch = whole.slice(start, BATCH_ROWS)
+            yield {name: batch[name].to_pylist() for name in columns}
+
+
+def csv_batches(data: Iterable[bytes], columns: Sequence[str], separator: str, what: str) -> Iterator[Batch]:
+    """The rows of a CSV file with a header; texts stay texts: answers "1", "2" must not become numbers.
+
+    Empty lines count for nothing. Raises `BadData` for a row of another number of values than the header's, and for a
+    quoted value that never ends, which would hold the rest of the file.
+    """
+    csv.field_size_limit(LARGEST_CELL)
+    ended = False
+
+    def lines() -> Iterator[str]:
+        nonlocal ended
+        yield from io.TextIOWrapper(data, "utf-8", newline="")  # type: ignore[type-var]
+        ended = True
+
+    rows = csv.reader(lines(), delimiter=separator)
+    found: list[list[str]] = []
+    header: list[str] | None = None
+    number = -1
+    try:
+        for number, row in enumerate(filter(None, rows), -1):
+            if ended:
+                raise BadData(f"{what}: row {max(number, 0)}: a quoted value begins there and never ends")
+            if header is None:
+                header = row
+                check_columns(header, columns, what)
+                places = [header.index(name) for name in columns]
+                continue
+            if len(row) != len(header):
+                raise BadData(f"{what}: row {number} has {len(row)} values, and the header names {len(header)}")
+            found.append(row)
+            if len(found) == BATCH_ROWS:
+                yield {name: [one[place] for one in found] for name, place in zip(columns, places, strict=True)}
+                found = []
+    except UnicodeDecodeError as error:
+        raise BadData(f"{what}: behind row {number} is not text in UTF-8 ({error})") from None
+    except csv.Error as error:
+        raise BadData(f"{what}: behind row {number} is not CSV ({error})") from None
+    if header is None:
+        check_columns([], columns, what)
+    if found:
+        yield {name: [one[place] for one in found] for name, place in zip(columns, places, strict=True)}
 
 
 def column_batches(rows: Iterator[dict[str, Any]], columns: Sequence[str], what: str) -> Iterator[Batch]:
-    """Rows as columns; a column that no row of the first batch has is missing, one that some have is null in others."""
-    checked = False
+    """Rows as columns; a column that no row has is missing, one that some have is null in others."""
+    there: dict[str, None] = {}
     while found := list(itertools.islice(rows, BATCH_ROWS)):
-        if not checked:
-            check_columns(list(dict.fromkeys(name for row in found for name in row)), columns, what)
-            checked = True
+        there |= dict.fromkeys(name for row in found for name in row)
         yield {name: [row.get(name) for row in found] for name in columns}
+    if there:
+        check_columns(list(there), columns, what)
 
 
 def check_columns(there: Sequence[str], wanted: Iterable[str], what: str) -> None:
+    """Raises `BadData` for a column that is not there, or there twice."""
     missing = [name for name in wanted if name not in there]
     if missing:
-        raise UserError(f"{what} has no column {', '.join(missing)}; its columns are {', '.join(there)}")
+        named = f"its columns are {', '.join(map(str, there))}" if there else "it has no columns"
+        raise BadData(f"{what} has no column {', '.join(missing)}; {named}")
+    if twice := [name for name in wanted if there.count(name) > 1]:
+        raise BadData(f"{what} has {there.count(twice[0])} columns of the name {twice[0]}")
 
 
 def json_rows(opened: BinaryIO, what: str, first: str, may_be_array: bool) -> Iterator[dict[str, Any]]:
@@ -125,7 +219,7 @@ def json_rows(opened: BinaryIO, what: str, first: str, may_be_array: bool) -> It
             continue
         try:
             row = json.loads(line) if isinstance(line, bytes) else line
-        except (UnicodeDecodeError, ValueError) as error:
+        except (UnicodeDecodeError, ValueError, RecursionError) as error:
             raise BadData(f"{what}: {first} {number} is not JSON in UTF-8 ({error})") from None
         if not isinstance(row, dict):
             raise BadData(f"{what}: {first} {number}: expected an object {{...}}, got {str(row)[:60]!r}")
@@ -136,7 +230,7 @@ def _array(data: bytes, what: str) -> list[Any]:
     try:
         found: list[Any] = json.loads(data)
         return found
-    except (UnicodeDecodeError, ValueError) as error:
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise BadData(f"{what}: is not JSON in UTF-8 ({error})") from None
 
 

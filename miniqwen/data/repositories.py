@@ -7,21 +7,26 @@ names and splits; it never iterates. Costs: a few requests a data set.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
+import glob
 import json
 import os
 import platform
+import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import datasets
+import yaml
 from fsspec.core import url_to_fs
 
-from miniqwen.config.data import HUB_TIMEOUT, USUAL_DUMP, DataFlags
-from miniqwen.data.formats import FORMATS
+from miniqwen.config.data import HUB_TIMEOUT, USUAL_DUMP, DataFlags, is_local
+from miniqwen.data.formats import FORMATS, READ
 from miniqwen.data.hub import pinned
 from miniqwen.data.patience import is_passing, patiently
 from miniqwen.data.sources import Source, downloaded, parquet_footer, readable
@@ -41,6 +46,8 @@ MOVED = {
 }
 TEXT_COLUMNS = {"wikipedia": "text", "arxiv": "text"}
 SHOWN_FILES = 10  # of those that are amiss
+# what `datasets` writes about data, beside it
+ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 Result = TypeVar("Result")
 
@@ -137,8 +144,9 @@ def resolve(name: str, flags: DataFlags) -> Repository:
 
 def locate(name: str, flags: DataFlags) -> Repository:
     """`resolve` without any download."""
-    if name not in REPOSITORIES and Path(name).exists():
-        return replace(_local(name), cache_dir=flags.cache_dir, sample_by=flags.sample_by)
+    if name not in REPOSITORIES and is_local(name):
+        found = _local(name, flags.dataset_config_name)
+        return replace(found, cache_dir=flags.cache_dir, sample_by=flags.sample_by)
     path = REPOSITORIES.get(name, name)
     if path in MOVED:
         raise UserError(f"{path} is a script, which the data sets library no longer runs; use {MOVED[path]}")
@@ -156,14 +164,79 @@ def locate(name: str, flags: DataFlags) -> Repository:
     )
 
 
-def _local(name: str) -> Repository:
+def _local(name: str, config_name: str | None) -> Repository:
+    """A file, the files that a pattern names (one split, `train`, in the order of their paths), or a folder."""
     path = Path(name)
-    if path.is_file():
-        file = DataFile(path.name, str(path.resolve()), path.stat().st_size)
-        _ = file.format  # a format that cannot be read is said at once
-        return Repository(path.name, str(path.resolve()), None, None, {"train": (file,)})
-    _, files, names = _files(name, str(path.resolve()), None)
-    return Repository(path.name, str(path.resolve()), None, None, files, class_names=names)
+    if not path.is_dir():
+        if config_name:
+            raise UserError(f"--dataset_config_name {config_name}: {name} has no configurations: files have none")
+        found = [path] if path.exists() else sorted(map(Path, glob.glob(name, recursive=True)))  # noqa: PTH207  # absolute and relative ones
+        files = [file.resolve() for file in found if not file.is_dir()]
+        if not files:
+            raise UserError(
+                f"{name}: there are only folders; a pattern names files, such as {name.rstrip('/')}/*.jsonl"
+            )
+        root = files[0].parent if len(files) == 1 else Path(os.path.commonpath(files))
+        listed = tuple(_data_file(file, root) for file in files)
+        where = files[0] if path.exists() else path.absolute()
+        return Repository(path.name, str(where), None, None, {"train": listed})
+    path = path.resolve()
+    with _without_patterns(path) as where:
+        _, splits, names = _files(name, str(where), config_name)
+    splits = {
+        split: tuple(replace(file, url=str(path / file.path)) for file in files) for split, files in splits.items()
+    }
+    note = _left_out(name, path, {file.url for files in splits.values() for file in files})
+    return Repository(path.name, str(path), config_name, None, splits, note, class_names=names)
+
+
+def _data_file(file: Path, root: Path) -> DataFile:
+    if not file.is_file():
+        raise UserError(f"{file}: is no file that can be read")
+    found = DataFile(file.relative_to(root).as_posix(), str(file), file.stat().st_size)
+    _ = found.format  # a format that cannot be read is said at once
+    return found
+
+
+@contextlib.contextmanager
+def _without_patterns(folder: Path) -> Iterator[Path]:
+    """A folder of links to its files whose name has no character of a pattern: `datasets` would look for others."""
+    if not glob.has_magic(str(folder)):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as above:
+        for file in folder.rglob("*"):
+            link = Path(above, file.relative_to(folder))
+            if file.is_file():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(file)
+        yield Path(above)
+
+
+def _left_out(name: str, folder: Path, held: set[str]) -> str | None:
+    """A note on files of a folder that no split holds, where its card says which do; without a card, `UserError`.
+
+    `datasets` goes by names: where one has `train` in it, those without a split's word are of none; and of two formats
+    it takes the one that more files have.
+    """
+    there = [
+        path for path in sorted(folder.rglob("*"))
+        if path.name.endswith(FORMATS) and path.name not in ABOUT and path.is_file()
+        and not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
+    ]  # fmt: skip
+    left = [str(path.relative_to(folder)) for path in there if str(path) not in held]
+    if not left:
+        return None
+    more = f" and {len(left) - SHOWN_FILES} more" if len(left) > SHOWN_FILES else ""
+    listed = f"{', '.join(left[:SHOWN_FILES])}{more}"
+    card = folder / "README.md"
+    if card.is_file() and re.search(r"^(configs|data_files):", card.read_text(errors="replace"), re.MULTILINE):
+        return f"{name}: its card leaves out {len(left)} files: {listed}"
+    raise UserError(
+        f"{name}: {len(left)} files would not be read, as their names belong to no split (train, validation, test ...) "
+        f"or their format is not that of most: {listed}; rename or move them, or name what is to be read by a pattern, "
+        f"such as '{name.rstrip('/')}/**/*{Path(left[0]).suffix}'"
+    )
 
 
 def _wikipedia_dump(where: str, named: str | None, limit: float) -> tuple[str, str | None]:
@@ -192,6 +265,7 @@ def _files(
 
     def files_of(path: str, **pinning: Any) -> tuple[str | None, dict[str, tuple[DataFile, ...]], dict[str, list[str]]]:
         builder = datasets.load_dataset_builder(path, config_name, **pinning)
+        separator = _separator(name, builder.config)
         found: dict[str, tuple[DataFile, ...]] = {}
         for split, urls in (builder.config.data_files or {}).items():
             files = []
@@ -200,7 +274,7 @@ def _files(
                 inside = os.path.relpath(url, where)
                 if url.startswith("hf://"):
                     inside = filesystem.resolve_path(file).path_in_repo
-                files.append(DataFile(inside, url, filesystem.info(file)["size"], limit))
+                files.append(DataFile(inside, url, filesystem.info(file)["size"], limit, separator))
             found[str(split)] = tuple(files)
         features = builder.info.features or {}
         names = {column: kind.names for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
@@ -208,10 +282,26 @@ def _files(
 
     revision, files, names = _listed(name, where, limit, files_of)
     if not files or not any(files.values()):
-        raise UserError(f"{name}: no data files in {where}; expected {', '.join(FORMATS)}")
+        raise UserError(f"{name}: no data files in {where}; expected {READ}")
     for file in (file for found in files.values() for file in found):
         _ = file.format
     return revision, files, names
+
+
+def _separator(name: str, config: Any) -> str | None:
+    """What a card says between the values of its CSV files; raises `UserError` for other settings of a reader."""
+    own = type(config)()
+    about = {f.name for f in dataclasses.fields(datasets.BuilderConfig)} | {"features"}
+    other = {
+        f.name: getattr(config, f.name)
+        for f in dataclasses.fields(config)
+        if f.name not in about and getattr(config, f.name) != getattr(own, f.name, None)
+    }
+    found = [other.pop(key) for key in ("sep", "delimiter") if other.get(key) is not None]
+    if other:
+        said = ", ".join(f"{key}: {value!r}" for key, value in other.items())
+        raise UserError(f"{name}: its card sets {said} for the reading of its files, which is not followed here")
+    return found[0] if found else None
 
 
 def _listed(name: str, where: str, limit: float, ask: Callable[..., Result]) -> Result:
@@ -236,7 +326,9 @@ def _explained(name: str, call: Any) -> Any:
             f"{name}: not on the hub, or not accessible: check the name OWNER/NAME, `hf auth login` if it is private "
             "or gated, or give a local file"
         ) from None
-    except (ValueError, RuntimeError, FileNotFoundError) as error:
+    except yaml.YAMLError as error:
+        raise UserError(f"{name}: its card (README.md) is no YAML: {' '.join(str(error).split())[:300]}") from None
+    except (ValueError, RuntimeError, FileNotFoundError, TypeError, KeyError, AttributeError) as error:
         if is_passing(error) or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError)):
             raise
         said = " ".join(str(error).split())

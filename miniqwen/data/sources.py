@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import lzma
 import threading
 import zlib
 from collections import OrderedDict
@@ -23,7 +24,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
-from miniqwen.data.formats import SLICED, BadData, Batch, file_batches, parquet_batches, read_slice
+from miniqwen.data.formats import (
+    SLICED,
+    BadData,
+    Batch,
+    check_columns,
+    file_batches,
+    is_packed,
+    parquet_batches,
+    read_slice,
+)
 from miniqwen.data.hub import HubFile, fetched
 from miniqwen.data.patience import patiently
 from miniqwen.data.units import DataFile, Unit, Units, is_sliced
@@ -87,6 +97,7 @@ class Source:
     def _row_groups(self, file: DataFile, skip_bad: bool) -> list[list[int]]:
         try:
             metadata = self._metadata(file)
+            check_columns(metadata.schema.to_arrow_schema().names, self.columns, f"{self.name}: {file.path}")
         except BadData:
             if not skip_bad:
                 raise
@@ -123,8 +134,8 @@ class Source:
                 self._kept.pop(unit, None)
             future.set_exception(error)
             raise
-        gzipped = self.files[unit.file].format.endswith(".gz")
-        future.set_result((unit.size * (GZIP_FACTOR if gzipped else 1), rows))
+        packed = is_packed(self.files[unit.file].format)
+        future.set_result((unit.size * (GZIP_FACTOR if packed else 1), rows))
         with self._lock:
             read = [(key, value.result()[0]) for key, value in self._kept.items() if value.done()]
             excess = sum(size for _, size in read) - KEPT_BYTES
@@ -157,11 +168,11 @@ class Source:
                 data = read_slice(
                     opened, unit.start, unit.stop, file.format == ".txt" and self.sample_by == "paragraph"
                 )
-            first = f"byte {unit.start}, line"
-            yield from file_batches(io.BytesIO(data), file.format, self.columns, self.sample_by, what, first)
+            how = (file.format, self.columns, self.sample_by, what)
+            yield from file_batches(io.BytesIO(data), *how, start=unit.start)
         else:
             with Path(local_copy(file, self.cache_dir)).open("rb") as opened:
-                yield from file_batches(opened, file.format, self.columns, self.sample_by, what)
+                yield from file_batches(opened, file.format, self.columns, self.sample_by, what, file.separator)
 
 
 def downloaded(file: DataFile, cache_dir: str | None = None) -> DataFile:
@@ -203,7 +214,7 @@ def readable(call: Callable[[], Result], file: DataFile, part: int = 0, cache_di
     for tries_left in (file.url.startswith("hf://"), False):
         try:
             return call()
-        except (BadData, pa.ArrowException, zlib.error, UnicodeDecodeError, EOFError, OSError) as error:
+        except (BadData, pa.ArrowException, zlib.error, lzma.LZMAError, UnicodeDecodeError, EOFError, OSError) as error:
             if not _is_decoder_error(error):
                 raise
             if not tries_left:

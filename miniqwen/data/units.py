@@ -22,13 +22,15 @@ SLICE_BYTES = 8 << 20  # of a file of lines
 class DataFile:
     """A file of a data set: its name in the repository, where it is read (a path or hf:// URL), its size in bytes.
 
-    `hub_timeout`: seconds to wait for the hub where it does not answer.
+    `hub_timeout`: seconds to wait for the hub where it does not answer; `separator`: of a CSV file's values, where its
+    data set's card names one.
     """
 
     path: str
     url: str
     size: int
     hub_timeout: float = field(default=HUB_TIMEOUT, compare=False)
+    separator: str | None = None
 
     @property
     def format(self) -> str:

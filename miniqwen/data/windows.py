@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from miniqwen.data import cuts
-from miniqwen.data.formats import BadData
+from miniqwen.data.formats import BadData, is_packed
 from miniqwen.data.sources import GZIP_FACTOR, Source
 from miniqwen.data.units import Unit, Units, is_sliced
 
@@ -187,7 +187,7 @@ def text_bytes(text: str) -> int:
 
 def decoded_bytes(source: Source, unit: Unit) -> int:
     """About how many bytes of text the unit holds."""
-    return unit.size * (GZIP_FACTOR if source.files[unit.file].format.endswith(".gz") else 1)
+    return unit.size * (GZIP_FACTOR if is_packed(source.files[unit.file].format) else 1)
 
 
 def is_one_document(source: Source, unit: Unit) -> bool:
