@@ -18,7 +18,7 @@ check_python()
 
 from miniqwen.config.flags import parse
 from miniqwen.config.preparing import PrepareConfig
-from miniqwen.errors import interrupts_end, user_errors_exit_2
+from miniqwen.errors import disk_refusal, interrupts_end, refused_by_disk, user_errors_exit_2
 
 if __name__ == "__main__":
     IMPORTED = interrupts_end("complete files are kept, and the same command goes on")
@@ -202,7 +202,7 @@ def demo_in(folder: Path) -> DemoSummary:
         temporary.rename(folder)
         sync(folder.parent)
     except OSError as error:
-        raise UserError(f"--demo {folder}: cannot be written ({error.strerror})") from None
+        raise disk_refusal(error, str(folder), "choose another place", "--demo") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return summary
@@ -228,6 +228,8 @@ def main(config: PrepareConfig) -> None:
             print(f"\n{name}: {REPOSITORIES.get(name, name)}\n  FAILED    {error.problems[0]}", flush=True)
             problems += error.problems
         except OSError as error:
+            if refused_by_disk(error) or isinstance(error, BrokenPipeError):
+                raise
             problems.append(f"{name}: {error}")
     if problems:
         raise UserError(*problems)

@@ -1,14 +1,20 @@
-"""What ends a command that the user can mend, or interrupts: `UserError`, a Python without the packages, Ctrl-C.
+"""What ends a command that the user can mend, or interrupts: `UserError`, a Python without the packages, Ctrl-C, a disk
+that is full or may not be written.
 
 Promises: every mistake on one screen, once however many processes find it, and an exit status that scripts can read: 2,
-unless the error has its own; 130 for Ctrl-C. Never a traceback. Costs: nothing is imported; any Python 3 can read it.
+unless the error has its own; 1 for a full disk, 130 for Ctrl-C, 141 where nobody reads the output any more. Never a
+traceback. Costs: nothing is imported; any Python 3 can read it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import os
+import re
+import select
+import shutil
 import signal
 import sys
 import threading
@@ -16,10 +22,16 @@ import time
 import traceback
 import unicodedata
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
 PACKAGES = ("yaml", "pydantic", "numpy", "torch", "transformers", "accelerate", "datasets", "tqdm", "regex")
 OLDEST_PYTHON = (3, 11)
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+UNWRITABLE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
+OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as libraries in Rust say it: tokenizers, safetensors
 SAME_KEY_PRESS = 1.0  # seconds: a terminal and a launcher may both pass on one Ctrl-C
 
 
@@ -43,9 +55,13 @@ def printable(text: str, keep: str = "") -> str:
 
 @contextlib.contextmanager
 def user_errors_exit_2() -> Iterator[None]:
-    """Print a `UserError` as a short list on stderr and leave with its status, 2 as a rule; other exceptions pass."""
+    """Print a `UserError` as a short list on stderr and leave with its status, 2 as a rule.
+
+    So does what the disk refuses, see `disk_refusals_told`; other exceptions pass.
+    """
     try:
-        yield
+        with disk_refusals_told():
+            yield
     except UserError as error:
         if os.environ.get("RANK", "0") != "0" and not error.of_one_rank:
             raise SystemExit(error.exit_status) from None
@@ -54,6 +70,70 @@ def user_errors_exit_2() -> Iterator[None]:
         for problem in error.problems:
             print(f"  * {printable(problem, keep=chr(10))}", file=sys.stderr)
         raise SystemExit(error.exit_status) from None
+
+
+@contextlib.contextmanager
+def disk_refusals_told() -> Iterator[None]:
+    """A disk that is full, or a place that may not be written, becomes a `UserError`, see `disk_refusal`.
+
+    Where whoever reads the output has gone, as `| head` does, the command leaves without a word.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        if not nobody_reads():
+            raise
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except Exception as error:
+        if refused_by_disk(error) is None:
+            raise
+        full = refused_by_disk(error) in FULL
+        advice = f"{'make room' if full else 'mend its permissions'}, or choose another place"
+        raise disk_refusal(error, str(getattr(error, "filename", None) or ""), advice) from None
+
+
+def refused_by_disk(error: BaseException) -> int | None:
+    """The number of the system's error where a disk is full or may not be written; None for other errors."""
+    if isinstance(error, UserError):  # it says so already
+        return None
+    found = OS_ERROR.search(str(error))
+    number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+    return number if number in FULL | UNWRITABLE else None
+
+
+def disk_refusal(error: Exception, place: str, advice: str, flag: str = "") -> UserError:
+    """What to raise where `place`, which `flag` names, could not be written: how much room there is, and `advice`.
+
+    The status is 1 for a full disk, which is no mistake in the command.
+    """
+    there = next(path for path in (Path(place), *Path(place).absolute().parents) if path.exists())
+    free = f"; {shutil.disk_usage(there).free / 1e9:,.2f} GB are free there" if place else ""
+    why, file = getattr(error, "strerror", None) or str(error), str(getattr(error, "filename", None) or place)
+    why += f": {file}" if file != place else ""
+    told = UserError(f"{flag}{' ' * bool(flag)}{place or 'a file'}: cannot be written ({why}{free}); {advice}")
+    told.exit_status = 1 if refused_by_disk(error) in FULL else 2
+    told.of_one_rank = True
+    return told
+
+
+def nobody_reads() -> bool:
+    """Whether stdout is a pipe whose reader has gone; what is still written to it then goes nowhere, without error."""
+    watched = select.poll()
+    watched.register(1, 0)
+    gone = any(event & select.POLLERR for _, event in watched.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return gone
+
+
+@contextlib.contextmanager
+def outliving_its_reader() -> Iterator[None]:
+    """Around what a long run says: it goes on where nobody reads it any more."""
+    try:
+        yield
+    except BrokenPipeError:
+        if not nobody_reads():
+            raise
 
 
 @contextlib.contextmanager
@@ -102,7 +182,13 @@ def leaves_at_once() -> Iterator[None]:
 
 
 def check_python() -> None:
-    """A command's first line: end it with status 2 where this Python is too old, or lacks what is imported next."""
+    """A command's first line: end it with status 2 where this Python is too old, or lacks what is imported next.
+
+    What a terminal cannot show is spelled out, and what it sends amiss is replaced, whatever its encoding.
+    """
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):
+        if getattr(stream, "errors", None) == "strict":
+            stream.reconfigure(errors=errors)  # type: ignore[union-attr]
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     activate = "activate the environment first (. .venv/bin/activate; ./run_training.sh makes it)"
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]

@@ -11,14 +11,13 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
-from miniqwen.errors import UserError
+from miniqwen.errors import disk_refusal, refused_by_disk
 
 DEEPEST = 100  # lists and mappings within each other that a file of YAML may have
 
@@ -34,8 +33,10 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         temporary.replace(path)
         sync(path.parent)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # writing does not say where
         raise
 
 
@@ -63,17 +64,21 @@ def disk_errors_told(folder: Path, advice: str) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
-        problem = UserError(f"{folder}: {error} ({free / 1e9:,.2f} GB are free there); {advice}")
-        problem.exit_status = 1
+    except Exception as error:
+        if not isinstance(error, OSError) and refused_by_disk(error) is None:
+            raise
+        problem = disk_refusal(error, str(folder), advice)
+        problem.exit_status, problem.of_one_rank = 1, False
         raise problem from None
 
 
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, durably: what is written into a folder is lost with it."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError:  # as /proc says it
+        raise PermissionError(errno.EPERM, "no folder can be made there", str(folder)) from None
     for path in missing:
         sync(path.parent)
 

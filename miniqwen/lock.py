@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from miniqwen.errors import UserError
+from miniqwen.errors import UserError, disk_refusal
 from miniqwen.files import make_folder
 
 LOCK_FILE = ".lock"
@@ -56,7 +56,7 @@ class FolderLock:
             while not self._created():
                 self._take_from_the_gone()
         except OSError as error:
-            raise UserError(f"{self._flag} {self._folder}: cannot be written ({error.strerror})") from None
+            raise disk_refusal(error, str(self._folder), "choose another place", self._flag) from None
         threading.Thread(target=self._beat, name="lock", daemon=True).start()
         atexit.register(self.release)
 

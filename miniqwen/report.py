@@ -26,7 +26,7 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
-from miniqwen.files import disk_errors_told, make_folder, write_text
+from miniqwen.files import make_folder, write_text
 from miniqwen.training.record import Record, result, result_files
 from miniqwen.training.report import page
 
@@ -37,9 +37,8 @@ def main(config: ReportConfig) -> None:
     files = (file for place in config.evaluations for file in result_files(place))
     text = page(records, [found for file in files if (found := result(file))])
     output = Path(config.written_to)
-    with disk_errors_told(output.parent, "choose another --output"):
-        make_folder(output.parent)
-        write_text(output, text)
+    make_folder(output.parent)
+    write_text(output, text)
     print(f"{output}: {len(text.encode()):,} bytes; open it in a browser")
 
 

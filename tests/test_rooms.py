@@ -13,8 +13,8 @@ HOUSE = ROOT / "miniqwen"
 # From the ground up. A wing uses those of lower floors, a room also those before it in its own wing.
 FLOORS: tuple[dict[str, str], ...] = (
     {"": "errors files lock demo"},
-    {"config": "flags watching data models precision task prompt schedule evaluation launch survival output training "
-               "evaluating preparing creating generating auditing caching reporting"},
+    {"config": "values pasted helping flags watching data models precision task prompt schedule evaluation launch "
+               "survival output training evaluating preparing creating generating auditing caching reporting"},
     {
         "model": "tokenization_miniqwen attention loss modeling_miniqwen continuation sizes folder",
         "distributed": "zero gradients shards peers ranks launches workarounds backends runtime",

@@ -15,6 +15,8 @@ from miniqwen.config.flags import Flags, flag
 class AuditConfig(Flags):
     """Flags of `python -m miniqwen.audit`."""
 
+    example = "runs/demo/pretrained"
+
     output_dirs: tuple[str, ...] = flag((), "output folders of runs", group="what", positional=True, path=True)
 
     def problems(self) -> list[str]:

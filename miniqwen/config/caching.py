@@ -15,6 +15,8 @@ from miniqwen.config.flags import Flags, flag
 class CachesConfig(Flags):
     """Flags of `python -m miniqwen.caches`."""
 
+    example = "TOKENS --verify"
+
     token_caches: tuple[str, ...] = flag(
         (), "folders of prepare_datasets.py --tokenize, to be listed too", group="what", positional=True, path=True
     )

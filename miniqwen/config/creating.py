@@ -5,16 +5,23 @@ Promises: as flags.py; a model that is already there is not replaced unasked. Co
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from miniqwen.config.data import QA_DATASETS, DataFlags
 from miniqwen.config.flags import flag, no_flag
+from miniqwen.config.pasted import CREATING, Pasted
+from miniqwen.config.values import LARGEST_SEED
 
 
 @dataclass(frozen=True)
 class CreateConfig(DataFlags):
     """Flags of `python -m miniqwen.create_model`."""
+
+    pasted: ClassVar[Mapping[str, Pasted]] = CREATING
+    example = "--output_dir M --size tiny --dataset_name both"
 
     dataset_name: str | None = flag(
         "both",
@@ -37,7 +44,7 @@ class CreateConfig(DataFlags):
         None, "import a Qwen3 (or Qwen2/2.5) checkpoint: folder or hub id", group="model", path=True
     )
     tokenizer_megabytes: float = flag(50.0, "megabytes of text to train the tokenizer on", group="model")
-    seed: int = flag(42, "seed of the weights", group="model")
+    seed: int = flag(42, "seed of the weights", group="model", least=0, most=LARGEST_SEED)
 
     def problems(self) -> list[str]:
         found = super().problems()

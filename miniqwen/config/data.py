@@ -7,12 +7,12 @@ Costs: a look for the files and folders that are named.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import glob
 from dataclasses import dataclass
 from pathlib import Path
 
 from miniqwen.config.flags import Flags, flag
+from miniqwen.config.values import nearest
 
 TEXT_DATASETS = ("wikipedia", "arxiv", "both")
 QA_DATASETS = ("sciq", "commonsenseqa")
@@ -38,7 +38,7 @@ class DataFlags(Flags):
         None, "wikipedia, arxiv, both, sciq, commonsenseqa, a hub id (OWNER/NAME), or a local file or folder "
         "(.parquet, .arrow, .jsonl, .ndjson, .json, .csv, .tsv, .txt; also .gz, .zst, .bz2, .xz), or a pattern in "
         "quotes ('notes/*.jsonl'), whose files are one data set; of text several, which are mixed (see --mixture)",
-        group="data", path=True, required=True, several=True)  # fmt: skip
+        group="data", path=True, required=True, several=True, metavar="NAME [NAME ...]")  # fmt: skip
     dataset_config_name: str | None = flag(None, "configuration (subset) of a hub data set", group="data")
     wikipedia_version: str | None = flag(
         None, "Wikipedia dump as DATE.LANGUAGE; one that is no longer served is replaced by the newest of that "
@@ -59,22 +59,29 @@ class DataFlags(Flags):
     sample_by: str = flag(
         "line", "a document of a .txt file: a line, a paragraph (up to a blank line), or the whole file (document), as "
         "in the text loader of datasets", group="data", choices=SAMPLE_BY)  # fmt: skip
-    text_column: str | None = flag(None, "column with the text (text data the project has no name for)", group="data")
-    question_column: str | None = flag(None, "column with the question (QA data of your own)", group="data")
+    text_column: str | None = flag(
+        None, "column with the text (text data the project has no name for)", group="data",
+        metavar="COLUMN")  # fmt: skip
+    question_column: str | None = flag(
+        None, "column with the question (QA data of your own)", group="data", metavar="COLUMN"
+    )
     choices_column: str | None = flag(
         None, "column with the choices: a list of texts, {label, text} as in CommonsenseQA, or {A: text, B: ...}; or "
-        "several columns with commas, one a choice", group="data")  # fmt: skip
+        "several columns with commas, one a choice", group="data", metavar="COLUMN[,COLUMN...]")  # fmt: skip
     answer_column: str | None = flag(
-        None, "column with the answer; it may be one of several columns of choices", group="data")  # fmt: skip
+        None, "column with the answer; it may be one of several columns of choices", group="data", metavar="COLUMN"
+    )
     answer_is: str | None = flag(
         None, "what an answer says of its choice: its text, its label (a letter where it has none), its number from 0 "
         "or from 1, the name of its column; added: the right text itself, beside columns of wrong ones as SciQ's "
         "(default: what fits all rows; where several do, they are told)",
         group="data", choices=ANSWER_READINGS)  # fmt: skip
     support_column: str | None = flag(
-        None, "column with a supporting passage, for {support} in the template", group="data"
+        None, "column with a supporting passage, for {support} in the template", group="data", metavar="COLUMN"
     )
-    id_column: str | None = flag(None, "column with a row's id (default: id, else the row number)", group="data")
+    id_column: str | None = flag(
+        None, "column with a row's id (default: id, else the row number)", group="data", metavar="COLUMN"
+    )
 
     def __post_init__(self) -> None:
         """A data set with a short name is known by its hub id too, unless its columns or configuration are given.
@@ -127,6 +134,12 @@ class DataFlags(Flags):
             found.append(f"--answer_is {self.answer_is} is for questions of your own with --choices_column")
         elif self.answer_is in ("column", "added") and "," not in str(self.choices_column):
             found.append(f"--answer_is {self.answer_is} needs several columns of choices (--choices_column A,B,C)")
+        if self.sample_by != "line" and given and all(name in KNOWN for name in given):
+            found.append(
+                f"--sample_by {self.sample_by} is for .txt files, and {', '.join(given)} has none: leave it out"
+            )
+        if self.wikipedia_version and given and "wikipedia" not in given:
+            found.append(f"--wikipedia_version {self.wikipedia_version}: Wikipedia is not among the data sets")
         if self.text_column and qa_columns:
             found.append(f"--text_column and --{qa_columns[0]} contradict each other: text data or QA data?")
         for name in given:
@@ -149,14 +162,12 @@ def is_local(name: str) -> bool:
 
 def unknown_dataset(name: str) -> list[str]:
     """Why `name` can be neither a data set of ours, nor a hub id, nor a local file; empty when it may be one."""
-    if is_local(name):
+    if name in KNOWN or is_local(name):
         return []
     if glob.has_magic(name):
         return [f"--dataset_name {name}: no file fits this pattern"]
     known = TEXT_DATASETS + QA_DATASETS
-    near = difflib.get_close_matches(name.lower(), known, n=1)
-    hint = (
-        f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(known)}, OWNER/NAME on the hub, or a file"
-    )
+    near = nearest(name, known, alike=0.7)  # few and short: sicq
+    hint = f"; did you mean {near}?" if near else f"; choose from {', '.join(known)}, OWNER/NAME on the hub, or a file"
     looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1 or Path(name).suffix in ENDINGS
     return [f"--dataset_name {name}: no such data set or file{hint}"] if looks_local else []

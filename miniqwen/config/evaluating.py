@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from miniqwen.config.data import BOTH, ENDINGS, HUB_TIMEOUT, KNOWN, QA_DATASETS, DataFlags
+from miniqwen.config.data import BOTH, ENDINGS, HUB_TIMEOUT, KNOWN, QA_DATASETS, DataFlags, unknown_dataset
 from miniqwen.config.flags import flag, no_flag
 from miniqwen.config.models import model_problems
+from miniqwen.config.pasted import EVALUATING, Pasted
 from miniqwen.config.precision import precision_name, precision_problems
 from miniqwen.config.watching import TRACKERS, WatchFlags
 
@@ -34,6 +36,15 @@ def file_stem(name: str) -> str:
 class EvalConfig(WatchFlags, DataFlags):
     """Flags of eval_loop.py."""
 
+    pasted: ClassVar[Mapping[str, Pasted]] = EVALUATING
+    needed = ("model_path", "dataset_name", "output_dir")  # but for --compare
+    most_used = (
+        "overwrite_output_dir", "data_root", "split", "max_eval_samples", "compare",
+        "num_fewshot", "protocol", "answer_mode", "max_new_tokens", "prompt_template", "choices_template",
+        "question_column", "choices_column", "answer_column", "per_device_eval_batch_size", "bf16", "report_to",
+    )  # fmt: skip
+    example = "--model_path runs/sciq --dataset_name sciq --output_dir runs/evaluation --max_eval_samples 100"
+
     dataset_name: str | tuple[str, ...] | None = flag(
         None, "sciq, commonsenseqa, both, a hub id (OWNER/NAME), or a local file or folder (.parquet, .arrow, "
         ".jsonl, .ndjson, .json, .csv, .tsv; also .gz, .zst, .bz2, .xz), or a pattern in quotes; several, "
@@ -53,6 +64,7 @@ class EvalConfig(WatchFlags, DataFlags):
         "folder of the model to evaluate: MiniQwen's, or any causal language model of transformers",
         group="model",
         path=True,
+        aliases=("model_name_or_path",),
     )
     output_dir: str | None = flag(None, "where <dataset>.json is written", group="output", path=True)
     overwrite_output_dir: bool = flag(
@@ -99,8 +111,8 @@ class EvalConfig(WatchFlags, DataFlags):
         False, "also score each choice without its question, for accuracies.unconditional (the harness's "
         "acc_mutual_info)", group="evaluation")  # fmt: skip
     per_device_eval_batch_size: int = flag(
-        8, "questions a device takes at once; halved when memory runs out", group="evaluation", least=1
-    )
+        8, "questions a device takes at once; halved when memory runs out", group="evaluation", least=1,
+        aliases=("per_gpu_eval_batch_size",))  # fmt: skip
     bf16: bool = flag(False, "compute in bfloat16", group="evaluation")
     fp16: bool = flag(False, "compute in float16, on a GPU", group="evaluation")
     extract: tuple[str, ...] = flag(
@@ -147,13 +159,13 @@ class EvalConfig(WatchFlags, DataFlags):
         if self.compare:
             return self._comparison_problems()
         found = super().problems()
-        for name in ("model_path", "dataset_name", "output_dir"):
+        for name in self.needed:
             if not getattr(self, name):
                 found.append(f"--{name} is needed: {type(self).__dataclass_fields__[name].metadata['help']}")
         text = [name for name in self.names if name in BOTH]
         if text:
             found.append(f"--dataset_name {' '.join(text)} is text; eval_loop.py takes sciq, commonsenseqa or both")
-        if own := [name for name in self.names if name not in KNOWN]:
+        if own := [name for name in self.names if name not in KNOWN and not unknown_dataset(name)]:
             found += self._own_data_problems(own)
         if self.protocol == "harness":
             found += [

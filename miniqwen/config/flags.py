@@ -8,32 +8,25 @@ PyYAML and pydantic, so that `--help` answers at once; one dataclass field a fla
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import difflib
+import re
 import sys
-import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
+from miniqwen.config.helping import help_screen
+from miniqwen.config.pasted import Pasted
+from miniqwen.config.values import BARE, at_home, nearest, value_of
 from miniqwen.errors import UserError
 from miniqwen.files import read_yaml
 
 RECORDED = "recorded"  # the section of config.yaml that a run adds for its reader; ignored when the file is used again
-
-BARE = object()  # a flag on the command line without a value
-
-SCALARS: dict[type, tuple[TypeAdapter[Any], str]] = {
-    bool: (TypeAdapter(bool), "True or False"),
-    int: (TypeAdapter(int), "a whole number"),
-    float: (TypeAdapter(FiniteFloat), "a number"),
-}
+LONG = re.compile(r"--([A-Za-z][\w-]*)(=.*)?", re.DOTALL)  # a flag, and what stands behind = in the same word
 
 T = TypeVar("T", bound="Flags")
 
@@ -47,21 +40,26 @@ def flag(
     aliases: Sequence[str] = (),
     required: bool = False,
     least: int | None = None,
+    most: int | None = None,
     verbatim: bool = False,
     positional: bool = False,
     path: bool = False,
     several: bool = False,
     only_yaml: bool = False,
+    spelled: Mapping[str, str] | None = None,
+    metavar: str | None = None,
 ) -> Any:
     """A dataclass field with what the command line needs to know of it.
 
-    `least`: the smallest value it may have; `verbatim`: a list of texts, not of words; `positional`: a list of what
-    belongs to no flag; `path`: may be one, in which `~` is the user's folder, as in `--output_dir=~/run` or in YAML,
-    where no shell has seen it; `several`: one text, or a tuple where more are given; `only_yaml`: a mapping, which no
-    command line can say.
+    `least`, `most`: the smallest and largest value it may have; `verbatim`: a list of texts, not of words;
+    `positional`: a list of what belongs to no flag; `path`: may be one, in which `~` is the user's folder, as in
+    `--output_dir=~/run` or in YAML, where no shell has seen it; `several`: one text, or a tuple where more are given;
+    `only_yaml`: a mapping, which no command line can say; `spelled`: {what other programs call a value: the value}
+    (`True`: also the bare flag); `metavar`: what `--help` calls its value.
     """
     known = {
         "help": help, "group": group, "choices": choices, "aliases": aliases, "required": required, "least": least,
+        "most": most, "spelled": spelled or {}, "metavar": metavar,
         "verbatim": verbatim or positional, "positional": positional, "path": path, "several": several,
         "only_yaml": only_yaml,
     }  # fmt: skip
@@ -75,16 +73,35 @@ def no_flag(default: Any) -> Any:
 
 @dataclass(frozen=True)
 class Flags:
-    """The part common to all commands; a subclass is one command's flags."""
+    """The part common to all commands; a subclass is one command's flags.
+
+    `pasted`: other programs' flags, and what to write instead; `needed`: flags that are required, though not always;
+    `most_used`: what `--help` shows of many flags; `example`: a command line to begin with, without the program.
+    """
+
+    pasted: ClassVar[Mapping[str, Pasted]] = {}
+    needed: ClassVar[tuple[str, ...]] = ()
+    most_used: ClassVar[tuple[str, ...]] = ()
+    example: ClassVar[str] = ""
 
     def problems(self) -> list[str]:
         """Every contradiction between the flags and with the files they name."""
         found = []
         for f in dataclasses.fields(self):
             value, least = getattr(self, f.name), f.metadata.get("least")
-            if least is not None and value is not None and value < least:
+            if least is not None and value is not None and value < least and not 0 < value < 1:  # a fraction of steps
                 found.append(f"--{f.name} {value}: must be at least {least}")
+            most = f.metadata.get("most")
+            if most is not None and value is not None and value > most:
+                found.append(f"--{f.name} {value}: must be at most {most}")
         return found
+
+    def useless(self, why: str, *names: str) -> list[str]:
+        """A problem for each flag of `names` that is not at its default: it would change nothing, and `why`."""
+        defaults = type(self).__dataclass_fields__
+        return [
+            f"--{name} has no use {why}" for name in names if getattr(self, name) not in (defaults[name].default, None)
+        ]
 
 
 def parse(
@@ -101,29 +118,25 @@ def parse(
     the wrong type, contradictions.
     """
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
-    given, unknown = _argument_parser(kind, program, description).parse_known_args(
-        list(sys.argv[1:] if arguments is None else arguments)
-    )
-    typed: dict[str, Any] = {name: BARE if value == [] else value for name, value in vars(given).items()}
-    in_file, problems = _read_yaml(typed.pop("config", None), fields)
     positional = next((name for name, f in fields.items() if f.metadata["positional"]), None)
+    words, others = _sorted_words(list(sys.argv[1:] if arguments is None else arguments), fields, bool(positional))
+    parser = _argument_parser(fields, program)
+    given, unknown = parser.parse_known_args(words)
+    typed: dict[str, Any] = {name: BARE if value == [] else value for name, value in vars(given).items()}
+    if "help" in typed:
+        print(help_screen(kind, program, description, whole=typed["help"] == "all"))
+        raise SystemExit(0)
+    in_file, problems = _read_yaml(typed.pop("config", None), kind, fields)
     if positional and (texts := _positional(unknown)):
         typed[positional] = texts
-    problems += [_unknown(word, fields) for word in unknown]
+    problems += [problem for name, values in others.items() for problem in _unknown(name, values, kind, fields)]
+    problems += [f"{word!r} is not the value of any flag{_how_meant(word)}" for word in unknown]
 
     values: dict[str, Any] = {}
     hints = typing.get_type_hints(kind)
     for name, value in {**in_file, **typed}.items():
         try:
-            known = fields[name].metadata
-            if known["only_yaml"]:
-                values[name] = _mapping(value)
-            elif known["several"]:
-                values[name] = _one_or_several(value)
-            else:
-                values[name] = _convert(value, hints[name], known["choices"], known["verbatim"])
-            if known["path"]:
-                values[name] = _at_home(values[name])
+            values[name] = value_of(value, hints[name], fields[name].metadata)
         except ValueError as error:
             problems.append(f"--{name}: {error}")
     problems += [
@@ -139,58 +152,88 @@ def parse(
     return config
 
 
-def _argument_parser(kind: type[Flags], program: str, description: str) -> argparse.ArgumentParser:
+def _argument_parser(fields: Mapping[str, dataclasses.Field[Any]], program: str) -> argparse.ArgumentParser:
     """A parser that takes every value as text: conversion, and its error messages, are the same as for YAML."""
     parser = argparse.ArgumentParser(
-        prog=program, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=120),
-    )  # fmt: skip
-    parser.add_argument("--config", metavar="FILE.yaml", help="read flags from a YAML file; the command line wins")
-    groups: dict[str, Any] = {}
-    for f in (f for f in dataclasses.fields(kind) if f.init):
-        meta, default = f.metadata, f.default
-        is_list = isinstance(default, tuple) or meta["several"]
-        if meta["only_yaml"]:
+        prog=program, allow_abbrev=False, add_help=False, argument_default=argparse.SUPPRESS
+    )
+    parser.add_argument("-h", "--help", nargs="?", const="")
+    parser.add_argument("--config", nargs="?", const=BARE)
+    for f in fields.values():
+        if f.metadata["only_yaml"] or f.metadata["positional"]:
             continue
-        if meta["group"] not in groups:
-            groups[meta["group"]] = parser.add_argument_group(meta["group"])
-        text = meta["help"]
-        if meta["choices"] and not is_list:
-            text += f"; one of {', '.join(meta['choices'])}"
-        if default not in (None, ()):
-            text += f" (default: {' '.join(default) if isinstance(default, tuple) else default})"
-        if meta["positional"]:
-            parser.usage = f"%(prog)s [flags] [{f.name.upper()} ...]"
-            parser.epilog = f"{f.name.upper()}: {meta['help']}"
-            continue
-        groups[meta["group"]].add_argument(
-            *(f"--{name}" for name in (f.name, *meta["aliases"])), dest=f.name, nargs="*" if is_list else "?",
+        is_list = isinstance(f.default, tuple) or f.metadata["several"]
+        parser.add_argument(
+            *(f"--{name}" for name in (f.name, *f.metadata["aliases"])), dest=f.name, nargs="*" if is_list else "?",
             const=None if is_list else BARE,
-            metavar="BOOL" if isinstance(f.default, bool) else f.name.rsplit("_", 1)[-1].upper(),
-            help=text.replace("%", "%%"),
         )  # fmt: skip
     return parser
 
 
-def _unknown(word: str, fields: Mapping[str, Any]) -> str:
-    known = fields.get(word.lstrip("-").partition("=")[0])
-    if word.startswith("--") and known is not None and known.metadata["only_yaml"]:
-        return f"{word.partition('=')[0]}: goes into a file, for --config"
-    if not word.startswith("--"):
-        return f"{word!r} is not the value of any flag (quote values that hold spaces)"
-    name = word.lstrip("-").partition("=")[0]
-    near = difflib.get_close_matches(name, fields, n=1)
-    return f"{word.partition('=')[0]}: no such flag" + (f"; did you mean --{near[0]}?" if near else "; see --help")
+def _sorted_words(
+    words: Sequence[str], fields: Mapping[str, dataclasses.Field[Any]], takes_words: bool
+) -> tuple[list[str], dict[str, list[str]]]:
+    """(what belongs to this command's flags, spelled as they are; {flag that is none: its values}).
+
+    Names may have hyphens. Where words without a flag mean something, a flag that is none takes none of them.
+    """
+    known = {name for f in fields.values() if not f.metadata["only_yaml"] for name in (f.name, *f.metadata["aliases"])}
+    known -= {name for name, f in fields.items() if f.metadata["positional"]}
+    ours: list[str] = []
+    others: dict[str, list[str]] = {}
+    place = ours
+    for number, word in enumerate(words):
+        if word == "--":
+            return [*ours, *words[number:]], others
+        if flag_word := LONG.fullmatch(word):
+            written, value = flag_word[1], flag_word[2] or ""
+            name = written.replace("-", "_")
+            if name in known or name in ("help", "config"):
+                place = ours
+                place.append(f"--{name}{value}")
+            else:
+                place = others.setdefault(written, [])
+                place += [value[1:]] if value else []
+        elif place is ours or not takes_words:
+            place.append(word)
+        else:
+            ours.append(word)
+    return ours, others
 
 
-def _read_yaml(path: Any, fields: Mapping[str, dataclasses.Field[Any]]) -> tuple[dict[str, Any], list[str]]:
+def _unknown(
+    written: str, values: Sequence[Any], kind: type[Flags], fields: Mapping[str, dataclasses.Field[Any]]
+) -> list[str]:
+    """What to say of a flag that is none of this command's; nothing where what it asks for is so anyway."""
+    name = written.replace("-", "_")
+    if name in kind.pasted:
+        return kind.pasted[name].problems(written, list(values))
+    if name in fields and fields[name].metadata["only_yaml"]:
+        return [f"--{written}: goes into a file, for --config"]
+    if (switch := name.removeprefix("no_")) != name and isinstance(getattr(fields.get(switch), "default", None), bool):
+        return [f"--{written}: write --{switch} False"]
+    aliases = {alias: f.name for f in fields.values() for alias in f.metadata["aliases"]}
+    near = nearest(name, [*fields, *aliases, *kind.pasted])
+    if near and near in kind.pasted:
+        return [f"--{written}: no such flag; if --{near} is meant: {kind.pasted[near].said}"]
+    hint = f"did you mean --{aliases.get(near, near)}?" if near else "see --help all"
+    return [f"--{written}: no such flag; {hint}"]
+
+
+def _how_meant(word: str) -> str:
+    return " (flags begin with two dashes)" if word.startswith("-") else " (quote values that hold spaces)"
+
+
+def _read_yaml(
+    path: Any, kind: type[Flags], fields: Mapping[str, dataclasses.Field[Any]]
+) -> tuple[dict[str, Any], list[str]]:
     """The flags in a YAML file and what is wrong with the file."""
     if path is None:
         return {}, []
     if path is BARE:
         return {}, ["--config: needs a file"]
     try:
-        read = read_yaml(Path(_at_home(path)))
+        read = read_yaml(Path(at_home(path)))
     except OSError as error:
         return {}, [f"--config {path}: {error.strerror}"]
     except ValueError as error:
@@ -199,25 +242,16 @@ def _read_yaml(path: Any, fields: Mapping[str, dataclasses.Field[Any]]) -> tuple
         return {}, []
     if not isinstance(read, dict):
         return {}, [f"--config {path}: expected `name: value` lines"]
-    aliases = {alias: name for name, f in fields.items() for alias in f.metadata["aliases"]}
+    names = {alias: f.name for f in fields.values() for alias in (f.name, *f.metadata["aliases"])}
     values, problems = {}, []
     for key, value in read.items():
-        name = aliases.get(str(key), str(key))
-        if name in fields:
-            values[name] = value
+        name = str(key).replace("-", "_")
+        if name in names:
+            values[names[name]] = value
         elif name != RECORDED:
-            problems.append(f"--config {path}: {_unknown(f'--{name}', fields)}")
+            given = value if isinstance(value, list) else [value]
+            problems += [f"--config {path}: {problem}" for problem in _unknown(str(key), given, kind, fields)]
     return values, problems
-
-
-def _at_home(value: Any) -> Any:
-    """A path, or several, with `~` or `~user` replaced by a folder; `ValueError` where there is none."""
-    if isinstance(value, tuple):
-        return tuple(map(_at_home, value))
-    try:
-        return str(Path(value).expanduser()) if value and value.startswith("~") else value
-    except RuntimeError as error:
-        raise ValueError(f"{value}: {error}") from None
 
 
 def _positional(unknown: list[str]) -> list[str]:
@@ -230,78 +264,6 @@ def _positional(unknown: list[str]) -> list[str]:
     texts = [word for word in unknown if not word.startswith("--")]
     unknown[:] = [word for word in unknown if word.startswith("--")]
     return texts + behind
-
-
-def _convert(value: Any, hint: Any, choices: Sequence[str], verbatim: bool) -> Any:
-    """`value` (text from the command line, or anything YAML can say) as `hint`; `ValueError` says what was expected."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    wanted = next(o for o in options if o is not type(None))
-    if value is BARE and wanted is bool:
-        return True
-    if value is None and type(None) in options:
-        return None
-    if value is BARE or value is None:
-        raise ValueError("needs a value")
-    if typing.get_origin(wanted) is tuple:
-        given = value if isinstance(value, (list, tuple)) else [value]
-        if any(isinstance(part, (list, dict)) for part in given):
-            raise ValueError("expected texts, got a list or a mapping among them")
-        words = [word for part in given for word in ([str(part)] if verbatim else str(part).replace(",", " ").split())]
-        if not words and not verbatim:  # a file may say of texts that there are none
-            raise ValueError("needs at least one value")
-        return tuple(_chosen(word, choices) for word in words)
-    if isinstance(value, (list, dict)):
-        inner = value if isinstance(value, list) else [*value, *value.values()]
-        nested = any(isinstance(part, (list, dict)) for part in inner)  # without end, where YAML says so
-        raise ValueError(f"expected one value, got {'lists in each other' if nested else repr(value)}")
-    if wanted is str:  # YAML reads a bare `no` as False: `eval_strategy: no` means the word
-        return _chosen("no" if value is False and "no" in choices else str(value), choices)
-    return _number(value, wanted)
-
-
-def _one_or_several(value: Any) -> str | tuple[str, ...] | None:
-    """A text as it is, of several a tuple; `ValueError` where there is none, or one stands there twice."""
-    if value is None:
-        return None
-    given = list(value) if isinstance(value, (list, tuple)) else [value]
-    if value is BARE or not given or any(isinstance(word, (list, dict)) or word is None for word in given):
-        raise ValueError("needs a name, or several")
-    names = tuple(str(word) for word in given)
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise ValueError(f"{twice[0]} is named twice")
-    return names[0] if len(names) == 1 else names
-
-
-def _mapping(value: Any) -> dict[str, dict[str, Any]] | None:
-    """{name: {setting: value}}, as a file says it."""
-    if value is None:
-        return None
-    if not isinstance(value, dict) or any(not isinstance(found, dict) for found in value.values()):
-        raise ValueError("expected `NAME:` with lines `setting: value` under it, in the file of --config")
-    return {str(name): {str(key): setting for key, setting in found.items()} for name, found in value.items()}
-
-
-def _number(value: Any, wanted: type) -> Any:
-    """`value` as a bool, int or float, as pydantic reads them; a whole number may be written as 1e4."""
-    adapter, expected = SCALARS[wanted]
-    given = value.strip() if isinstance(value, str) else value
-    if wanted is int and isinstance(given, str) and "e" in given.lower():
-        with contextlib.suppress(ValueError):
-            given = float(given)
-    try:
-        # Python takes True for 1
-        return adapter.validate_python(None if isinstance(value, bool) and wanted is not bool else given)
-    except ValidationError as error:
-        finite = "a finite number" if wanted is float and error.errors()[0]["type"] == "finite_number" else expected
-        raise ValueError(f"expected {finite}, got {value!r}") from None
-
-
-def _chosen(word: str, choices: Sequence[str]) -> str:
-    if choices and word not in choices:
-        near = difflib.get_close_matches(word, choices, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{word!r} is not one of {', '.join(choices)}{hint}")
-    return word
 
 
 def plain(config: Flags) -> dict[str, Any]:

@@ -20,7 +20,8 @@ class LaunchFlags(Flags):
         group="launch", path=True)  # fmt: skip
     fsdp: str | None = flag(
         None, "FSDP2, where no Accelerate file asks for it: full_shard, or shard_grad_op (parameters stay gathered "
-        "until the backward pass); with offload, parameters rest on the CPU", group="launch")  # fmt: skip
+        "until the backward pass); with offload, parameters rest on the CPU", group="launch",
+        spelled={"True": "full_shard", "true": "full_shard"})  # fmt: skip
     local_rank: int = flag(-1, "given by some launchers; the environment says it too", group="launch")
 
     def problems(self) -> list[str]:

@@ -41,8 +41,9 @@ class OutputFlags(WatchFlags, TaskFlags):
         False, "delete what an earlier run left in --output_dir, and start afresh", group="output"
     )
     resume_from_checkpoint: str = flag(
-        "none", "auto: continue from the newest complete checkpoint in --output_dir; a checkpoint's path; or none",
-        group="output", path=True)  # fmt: skip
+        "none", "auto (or True): continue from the newest complete checkpoint in --output_dir; a checkpoint's path; or "
+        "none", group="output", path=True, spelled={"True": "auto", "true": "auto", "False": "none", "false": "none"},
+        metavar="auto|PATH|none")  # fmt: skip
 
     preview: int | None = flag(
         None, "show the first N updates as the model will get them, write them to preview.jsonl in --output_dir, and "
@@ -52,8 +53,12 @@ class OutputFlags(WatchFlags, TaskFlags):
         "--output_dir", group="output", least=1)  # fmt: skip
     hints: bool = flag(True, "say at the end which command comes next", group="output")
 
-    logging_steps: int = flag(10, "updates between two lines of metrics", group="output", least=1)
-    save_steps: int = flag(500, "updates between checkpoints; the last update is always saved", group="output", least=1)
+    logging_steps: int | float = flag(
+        10, "updates between two lines of metrics, or a fraction of all updates", group="output", least=1, metavar="N"
+    )
+    save_steps: int | float = flag(
+        500, "updates between checkpoints, or a fraction of all; the last update is always saved", group="output",
+        least=1, metavar="N")  # fmt: skip
     async_save: bool = flag(
         False, "write checkpoints in the background: training goes on after a copy is made, in the memory of rank 0 "
         "(parameters and optimizer, in fp32)", group="output")  # fmt: skip

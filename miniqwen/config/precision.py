@@ -1,11 +1,13 @@
 """In which precision a command computes, and what it spends to save memory or time.
 
-Promises: what this machine cannot compute in is refused, with what it can. Costs: torch is imported for --fp16 and
---tf32 alone.
+Promises: what this machine cannot compute in is refused, with what it can. Costs: torch is imported for --fp16,
+--tf32 and --torch_compile alone.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass
 
 from miniqwen.config.flags import Flags, flag
@@ -22,20 +24,36 @@ class PrecisionFlags(Flags):
         group="precision")  # fmt: skip
     deterministic: bool = flag(
         False, "kernels that give the same bits each time, also on GPUs, where they are slower (without it what is "
-        "resumed on a GPU is equal to rounding)", group="precision")  # fmt: skip
+        "resumed on a GPU is equal to rounding)", group="precision", aliases=("full_determinism",))  # fmt: skip
     gradient_checkpointing: bool = flag(
-        False, "recompute activations: less memory, about a third slower", group="precision"
-    )
+        False, "recompute activations: less memory, about a third slower", group="precision",
+        aliases=("activation_checkpointing",))  # fmt: skip
     torch_compile: bool = flag(False, "compile the layers with torch.compile", group="precision")
 
     def problems(self) -> list[str]:
         found = [*super().problems(), *precision_problems(self.fp16, self.bf16)]
+        if self.torch_compile:
+            found += compiler_problems()
         if self.tf32:
             import torch
 
             if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
                 found.append("--tf32 needs an Ampere GPU or a newer one, and none is visible: leave it out")
         return found
+
+
+def compiler_problems() -> list[str]:
+    """That torch.compile has no C++ compiler on a CPU, or no C compiler for Triton on a GPU."""
+    import torch
+
+    named = os.environ.get("CC" if torch.cuda.is_available() else "CXX")
+    usual = ("gcc", "clang") if torch.cuda.is_available() else ("g++",)
+    if any(map(shutil.which, (named,) if named else usual)):
+        return []
+    return [
+        f"--torch_compile needs a compiler, and {named or usual[0]} cannot be found: install it (apt-get install g++), "
+        "or leave --torch_compile out"
+    ]
 
 
 def precision_name(fp16: bool, bf16: bool) -> str:

@@ -5,8 +5,10 @@ Promises: as flags.py. Costs: nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from miniqwen.config.data import (
     ANSWER_READINGS,
@@ -21,6 +23,7 @@ from miniqwen.config.data import (
 )
 from miniqwen.config.flags import Flags, flag
 from miniqwen.config.models import model_problems
+from miniqwen.config.pasted import PREPARING, Pasted
 
 QUESTION_FLAGS = ("question_column", "choices_column", "answer_column", "answer_is", "support_column", "id_column")
 
@@ -28,6 +31,9 @@ QUESTION_FLAGS = ("question_column", "choices_column", "answer_column", "answer_
 @dataclass(frozen=True)
 class PrepareConfig(Flags):
     """Flags of prepare_datasets.py."""
+
+    pasted: ClassVar[Mapping[str, Pasted]] = PREPARING
+    example = "--all"
 
     wikipedia: bool = flag(False, "prepare Wikipedia", group="what")
     arxiv: bool = flag(False, "prepare the arXiv papers", group="what")

@@ -25,11 +25,9 @@ class PromptFlags(TaskFlags):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        if self.resolved_task == "pretrain":
-            for name in ("prompt_template", "choices_template"):
-                if getattr(self, name):
-                    found.append(f"--{name} has no use in pretraining")
-        elif not self.do_qa_format:
+        if self.pretrains:
+            found += self.useless("in pretraining", "prompt_template", "choices_template", "do_qa_format")
+        elif self.finetunes and not self.do_qa_format:
             if self.prompt_template or self.choices_template:
                 found.append("--prompt_template and --choices_template have no use with --do_qa_format False")
             if self.truncation == "left":

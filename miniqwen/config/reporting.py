@@ -20,6 +20,8 @@ MARK = '<meta name="generator" content="MiniQwen report">'  # by which a page of
 class ReportConfig(Flags):
     """Flags of `python -m miniqwen.report`."""
 
+    example = "runs/demo/sciq_finetuned runs/demo/evaluation"
+
     paths: tuple[str, ...] = flag(
         (), "output folders of runs; also files of results of eval_loop.py, or folders with such", group="what",
         positional=True, path=True)  # fmt: skip

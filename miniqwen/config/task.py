@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from miniqwen.config.data import BOTH, KNOWN, QA_DATASETS, SAMPLE_BY, DataFlags
+from miniqwen.config.data import BOTH, KNOWN, QA_DATASETS, SAMPLE_BY, DataFlags, unknown_dataset
 from miniqwen.config.flags import flag
 from miniqwen.config.models import model_problems
 
@@ -22,7 +22,9 @@ SETTINGS = ("dataset_config_name", "text_column", "sample_by", "train_split", "v
 class TaskFlags(DataFlags):
     """The model to train, and how its data is read."""
 
-    model_path: str | None = flag(None, "folder of the model to start from", group="model", path=True, required=True)
+    model_path: str | None = flag(
+        None, "folder of the model to start from", group="model", path=True, required=True,
+        aliases=("model_name_or_path",))  # fmt: skip
     task: str | None = flag(
         None, "pretrain (text) or finetune (questions); follows from the data sets the project knows", group="data",
         choices=("pretrain", "finetune"))  # fmt: skip
@@ -89,6 +91,27 @@ class TaskFlags(DataFlags):
         return "pretrain"
 
     @property
+    def task_is_clear(self) -> bool:
+        """Whether the flags say it: of a data set that is misspelt, or unknown, nothing else is asked."""
+        said = self.task or self.text_column or self.question_column
+        return not self.is_misspelt and bool(said or set(self.named.values()) & set(KNOWN))
+
+    @property
+    def is_misspelt(self) -> bool:
+        """Whether a name can be no data set."""
+        return any(map(unknown_dataset, self.named.values()))
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether it is clear that the task is to pretrain."""
+        return self.task_is_clear and self.resolved_task == "pretrain"
+
+    @property
+    def finetunes(self) -> bool:
+        """Whether it is clear that the task is to fine-tune."""
+        return self.task_is_clear and self.resolved_task == "finetune"
+
+    @property
     def masks_documents(self) -> bool:
         """Examples never see each other; documents of a pretraining block only if `--document_masking` is on."""
         return self.resolved_task == "finetune" or bool(self.document_masking)
@@ -135,7 +158,7 @@ class TaskFlags(DataFlags):
         found: list[str] = []
         given = tuple(self.named.values())
         text, questions = [name for name in given if name in BOTH], [name for name in given if name in QA_DATASETS]
-        unknown = [name for name in given if name not in KNOWN]
+        unknown = [name for name in given if name not in KNOWN and not unknown_dataset(name)]
         if unknown and not (text or questions or self.task or self.text_column or self.question_column):
             are = "is not a data set" if len(unknown) == 1 else "are no data sets"
             found.append(f"--task: say pretrain or finetune, {', '.join(unknown)} {are} the project knows")
@@ -150,16 +173,16 @@ class TaskFlags(DataFlags):
             )
         if len(unknown) > 1 and self.dataset_config_name:
             found.append(f"--dataset_config_name: whose, of {', '.join(unknown)}? Say it under `sources:` in --config")
-        found += source_problems(self.sources or {}, self.named)
-        if self.resolved_task == "finetune" and not questions and not (self.question_column and self.answer_column):
+        found += [] if self.is_misspelt else source_problems(self.sources or {}, self.named)
+        if self.finetunes and not questions and not (self.question_column and self.answer_column):
             found.append("--question_column and --answer_column are needed to fine-tune on QA data of your own")
         if self.on_bad_data == "skip" and self.token_cache:
             found.append("--on_bad_data skip is for text and questions as they are read: a token cache was read before")
-        if self.mixture is not None:
+        if self.mixture is not None and not self.is_misspelt:
             found += mixture_problems(self.mixture, self.named)
         if self.preprocessing_num_workers < 0:
             found.append(f"--preprocessing_num_workers {self.preprocessing_num_workers}: must not be negative")
-        if self.token_cache and self.resolved_task == "finetune":
+        if self.token_cache and self.finetunes:
             found.append("--token_cache holds text for pretraining; fine-tuning tokenizes its questions itself")
         elif self.token_cache and not Path(self.token_cache).is_dir():
             found.append(
@@ -171,12 +194,18 @@ class TaskFlags(DataFlags):
     def _row_problems(self) -> list[str]:
         """What is wrong with how documents and examples are laid out."""
         found = []
-        if self.resolved_task == "pretrain":
+        if self.pretrains:
             if self.packing:
                 found.append("--packing is for fine-tuning: pretraining text always fills its blocks")
             if self.truncation != "drop":
                 found.append(f"--truncation {self.truncation} has no use in pretraining: no text is cut there")
-        elif self.document_masking is False:
+            columns = ("question_column", "choices_column", "answer_column", "support_column", "id_column")
+            found += self.useless("in pretraining: it is for questions", *columns)
+        elif self.finetunes:
+            found += self.useless("in fine-tuning: --max_seq_length is the longest example", "block_size")
+            found += self.useless("in fine-tuning: it is for text", "data_lanes", "validation_blocks")
+            found += self.useless("in fine-tuning, which tokenizes once, before it begins", "preprocessing_num_workers")
+        if self.finetunes and self.document_masking is False:
             found.append(
                 "--document_masking False: examples that share a row would see each other, and the loss would depend "
                 "on the micro-batch; fine-tuning always keeps them apart"

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from miniqwen.distributed.peers import differing
-from miniqwen.errors import UserError
+from miniqwen.errors import UserError, outliving_its_reader
 
 START_UP = 1800.0  # seconds a collective may take until the first update is made: downloads, compilation
 
@@ -98,4 +98,5 @@ class Ranks:
     def print(self, *words: object) -> None:
         """On rank 0 only."""
         if self.is_main:
-            print(*words, flush=True)
+            with outliving_its_reader():
+                print(*words, flush=True)

@@ -123,7 +123,7 @@ class Runtime(Ranks):
 
     def seed_update(self, step: int) -> None:
         """Make what is random in update `step` (a model's dropout) depend on it, and not on what came before."""
-        torch.manual_seed((self._seed * 1_000_003 + step) * 65_537 + self.rank)
+        torch.manual_seed(((self._seed * 1_000_003 + step) * 65_537 + self.rank) % 2**64)
 
     @contextlib.contextmanager
     def accumulating(self, model: torch.nn.Module, sync: bool) -> Iterator[None]:

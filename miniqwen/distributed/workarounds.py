@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import threading
 import time
@@ -20,6 +21,7 @@ import psutil
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
+from miniqwen.errors import UserError
 from miniqwen.lock import this_machine
 
 LONGEST_COMPILATION = 600.0  # seconds
@@ -74,7 +76,7 @@ def compilation_told() -> Iterator[None]:
     """Around what may compile DeepSpeed's libraries, which takes minutes, once a machine, and says nothing.
 
     A compilation that was killed leaves a lock on which torch's FileBaton would wait without end: it is removed where
-    no process has it open any more.
+    no process has it open any more. Raises `UserError` where it failed and a tool for it is missing.
     """
     for lock in _compiler_locks():
         _remove_if_left(lock)
@@ -83,6 +85,16 @@ def compilation_told() -> Iterator[None]:
     watching.start()
     try:
         yield
+    except Exception as error:
+        tools = ("ninja", os.environ.get("CXX", "c++"))  # those that torch's extensions ask for
+        missing = [tool for tool in tools if shutil.which(tool) is None]
+        if not missing or isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"DeepSpeed compiles a library on this machine, and {' and '.join(missing)} cannot be found: install "
+            "it (apt-get install g++ ninja-build), and activate the environment (. .venv/bin/activate), which has "
+            f"ninja too ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        ) from None
     finally:
         over.set()
         watching.join()

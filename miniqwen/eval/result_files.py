@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from miniqwen.errors import UserError
-from miniqwen.files import file_hash, parsed, read_json, whole_lines, write_json, write_text
+from miniqwen.errors import UserError, disk_refusal
+from miniqwen.files import file_hash, make_folder, parsed, read_json, whole_lines, write_json, write_text
 from miniqwen.lock import FolderLock
 
 
@@ -75,7 +75,7 @@ class ResultFile:
         """Keep what a batch of this process gave."""
         with _disk_errors(self._own):
             if self._lines is None:
-                self._own.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(self._own.parent)
                 self._lines = self._own.open("w", encoding="utf-8")
                 self._lines.write(json.dumps({"identity": self._identity}) + "\n")
             for index, value in found.items():
@@ -128,10 +128,8 @@ def _disk_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{file}: cannot be written ({error.strerror}); what was scored until then is kept, and the same command "
-            "goes on from there"
-        ) from None
+        advice = "what was scored until then is kept, and the same command goes on from there"
+        raise disk_refusal(error, str(file), advice) from None
 
 
 def _whole_lines(file: Path) -> list[dict[str, Any]]:

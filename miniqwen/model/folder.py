@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from miniqwen.config.models import MODEL_FILES
-from miniqwen.errors import UserError
+from miniqwen.errors import disk_refusal, refused_by_disk
 from miniqwen.files import make_folder, publish
 from miniqwen.lock import FolderLock
 from miniqwen.model.modeling_miniqwen import save_model
@@ -30,7 +30,10 @@ def write_folder(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToke
         save_tokenizer(tokenizer, temporary)
         with FolderLock(folder, "create_model") if folder.exists() else contextlib.nullcontext():
             publish(temporary, folder, "config.json", MODEL_FILES)
-    except OSError as error:
-        raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror or error})") from None
+    except Exception as error:
+        if not isinstance(error, OSError) and refused_by_disk(error) is None:
+            raise
+        advice = "no model was written: make room, or choose another place"
+        raise disk_refusal(error, str(folder), advice, "--output_dir") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedModel, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from miniqwen.errors import UserError, is_shortage
-from miniqwen.files import check_regular, read_json, write_json
+from miniqwen.files import check_regular, make_folder, read_json, write_json
 from miniqwen.model.attention import ATTENTION, Documents, SharedPrefixes, has_flash, lay_out
 from miniqwen.model.loss import Scored, computes_in, cross_entropy_sum, log_probabilities
 
@@ -233,7 +233,7 @@ def read_model(kind: Any, path: Path, failure: str, **options: Any) -> Any:
 def save_model(model: PreTrainedModel, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
     """Write the model's folder in `dtype`, as the library's own class; the model itself is left as it is."""
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     state = {
         name: value.detach().to("cpu", dtype).contiguous()

@@ -42,7 +42,7 @@ from miniqwen.training.preview import show_preview
 from miniqwen.training.question_task import question_task
 from miniqwen.training.resuming import check_batch, continued, opened
 from miniqwen.training.samples import fitting
-from miniqwen.training.task import Steps, Task
+from miniqwen.training.task import Steps, Task, updates_in_all
 from miniqwen.training.text_task import text_task, validation_text
 from miniqwen.training.tracking import Tracker, Window
 
@@ -155,6 +155,7 @@ def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: Fold
     with runtime.together():
         task = make_task(config, found_data, tokenizer, plan, stored)
     tokenizer.chat_template = task.chat_template  # saved with it
+    config, shares = config.in_updates(updates_in_all(config, task))
     config, lowered = config.once_an_epoch(task.updates_per_epoch)
     steps = Steps.of(config, task)
     runtime.agree({"data": task.identity, "checkpoint": str(checkpoint.progress) if checkpoint else None})
@@ -172,7 +173,7 @@ def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: Fold
         progress = replace(progress, cursor={})
 
     if config.preview:
-        for line in (*task.notes, *lowered):
+        for line in (*task.notes, *shares, *lowered):
             runtime.print(line)
         show_preview(config, task, steps, progress, runtime)
         runtime.close()
@@ -189,7 +190,7 @@ def _opened(config: TrainConfig, stop: StopRequest, runtime: Runtime, lock: Fold
     bare = runtime.unwrap(model)
     card = Card.of(runtime, bare)
     mfu = [card.note(runtime.precision)] if card else []
-    for line in (*task.notes, *lowered, f"{runs_on}; {size}{rows * config.length:,} tokens)", *mfu):
+    for line in (*task.notes, *shares, *lowered, f"{runs_on}; {size}{rows * config.length:,} tokens)", *mfu):
         runtime.print(line)
 
     described: dict[str, Any] = bare.config.to_dict()  # type: ignore[operator, union-attr]

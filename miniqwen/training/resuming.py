@@ -121,7 +121,7 @@ def continued(
         shown = [f"{checkpoint.folder}: {what}{hint}: {difference}" for difference in differences[:SHOWN_CHANGES]]
         more = len(differences) - len(shown)
         raise UserError(*shown, *([f"and {more} more differences"] if more else []))
-    if step > total_steps:
+    if step > total_steps and config.trains:
         raise UserError(
             f"{checkpoint.folder} is already at update {step}, and the training has {total_steps}: raise --max_steps"
         )

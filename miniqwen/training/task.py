@@ -76,16 +76,14 @@ class Steps:
 
     @classmethod
     def of(cls, config: TrainConfig, task: Task) -> Steps:
-        """Raises `UserError` when the warm-up is longer than the training."""
-        per_epoch = task.updates_per_epoch
-        by_epochs = per_epoch is not None and config.max_steps == -1
-        total = math.ceil(config.num_train_epochs * per_epoch) if per_epoch and by_epochs else config.max_steps
-        warmup = config.warmup_steps or math.ceil(config.warmup_ratio * total)
+        """Of flags without fractions, see `updates_in_all`. Raises `UserError` for a warm-up longer than all."""
+        per_epoch, total = task.updates_per_epoch, updates_in_all(config, task)
+        steps = config.warmup_steps
+        warmup = int(steps) if steps >= 1 else math.ceil((steps or config.warmup_ratio) * total)
         if warmup > total:
             raise UserError(f"--warmup_steps {warmup} is longer than the training, which has {total} updates")
-        between = {"no": None, "steps": config.eval_steps or config.logging_steps, "epoch": per_epoch}[
-            config.eval_strategy
-        ]
+        evaluations = int(config.eval_steps or config.logging_steps)
+        between = {"no": None, "steps": evaluations, "epoch": per_epoch}[config.eval_strategy]
         return cls(total, warmup, between, per_epoch, bool(config.do_eval) or between is not None)
 
     def evaluation_is_due(self, step: int) -> bool:
@@ -95,6 +93,13 @@ class Steps:
     def epoch(self, progress: Progress) -> dict[str, float]:
         """{"epoch": passes over the questions so far}; of text each source has passes of its own."""
         return {"epoch": progress.step / self.per_epoch} if self.per_epoch else {}
+
+
+def updates_in_all(config: TrainConfig, task: Task) -> int:
+    """The length of the training; 0 where text, which has no end, is only evaluated on."""
+    if config.max_steps != -1:
+        return config.max_steps
+    return math.ceil(config.num_train_epochs * (task.updates_per_epoch or 0))
 
 
 def shared_out(

@@ -28,7 +28,7 @@ from miniqwen.checkpoints.checkpoint import Checkpoint, Progress
 from miniqwen.config.output import SAMPLES_FILE
 from miniqwen.config.training import TrainConfig
 from miniqwen.distributed.runtime import Runtime
-from miniqwen.errors import printable
+from miniqwen.errors import outliving_its_reader, printable
 from miniqwen.files import cut_torn_line, disk_errors_told
 from miniqwen.training.health import Watch
 from miniqwen.training.history import final_history, read_lines
@@ -207,7 +207,8 @@ class Tracker:
     def say(self, line: str, file: IO[str] | None = None) -> None:
         """A line on stdout, or in another file, that does not tear the progress bar."""
         if self._is_main:
-            tqdm.write(line, file=file)
+            with outliving_its_reader():
+                tqdm.write(line, file=file)
 
     def train(self, step: int, metrics: Mapping[str, float], met: Mapping[str, int]) -> None:
         """Metrics of the updates since the last line; `met`: documents so far, and those that were odd or left out."""

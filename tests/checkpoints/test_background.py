@@ -71,7 +71,7 @@ def test_background_saves_leave_the_same_checkpoints_and_resume_to_the_same_weig
         "--max_steps",
         "12",
         "--lr_scheduler_type",
-        "constant",
+        "constant_with_warmup",
     ]
     given += ["--save_steps", "2", "--save_total_limit", "3"]
     plain, beside, parts = tmp_path / "plain", tmp_path / "beside", tmp_path / "parts"

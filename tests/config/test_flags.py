@@ -194,7 +194,7 @@ def test_a_written_configuration_reads_back_as_itself(model: Path, tmp_path: Pat
     ("word", "value"), [("1e4", 10_000), ("10.0", 10), ("12345678901234567891", 12345678901234567891), (" 7 ", 7)]
 )
 def test_a_whole_number_is_read_to_its_last_digit_however_it_is_written(model: Path, word: str, value: int) -> None:
-    assert train(model, "--seed", word).seed == value
+    assert train(model, "--max_steps", word).max_steps == value
 
 
 @pytest.mark.parametrize("word", ["True", "true", "yes", "on", "1"])
@@ -324,7 +324,7 @@ def test_a_path_may_begin_at_home_on_the_command_line_and_in_a_file_and_no_text_
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert model == tmp_path / "model"
-    (tmp_path / "run.yaml").write_text("model_path: ~/model\nsample_prompts: [~/a text]\n")
+    (tmp_path / "run.yaml").write_text("model_path: ~/model\ndo_train: yes\ndo_eval: yes\nsample_prompts: [~/a text]\n")
     flags = "--config ~/run.yaml --dataset_name both --max_steps 2 --block_size 32 --output_dir=~/a//run".split()
     config = parse(TrainConfig, flags, program="", description="")
     assert (config.model_path, config.output_dir) == (f"{tmp_path}/model", f"{tmp_path}/a/run")
@@ -372,7 +372,7 @@ def test_the_help_of_an_evaluation_lists_no_flag_of_text_and_they_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit):
-        parse(EvalConfig, ["--help"], program="", description="")
+        parse(EvalConfig, ["--help", "all"], program="", description="")
     shown = " ".join(capsys.readouterr().out.split())
     assert "--answer_is" in shown
     for flag in ("--wikipedia_version", "--text_column", "--sample_by", "then the run saves", "accuracy_unconditional"):

@@ -117,7 +117,7 @@ def test_two_nodes_train_as_one_process_and_survive_signals_kills_and_a_cut_cabl
     output, log = tmp_path / "out", tmp_path / "log"
     # a schedule that does not depend on the end, and a rate at which rounding does not grow
     common: list[object] = ["--model_path", model, "--data_root", mirror, *TINY, "--learning_rate", "1e-4"]
-    common += ["--lr_scheduler_type", "constant", "--save_steps", "5", "--save_total_limit", "3"]
+    common += ["--lr_scheduler_type", "constant_with_warmup", "--save_steps", "5", "--save_total_limit", "3"]
     flags = [*common, "--output_dir", output, "--resume_from_checkpoint", "auto", "--collective_timeout", "5"]
     endless = [*flags, "--max_steps", "100000"]
 

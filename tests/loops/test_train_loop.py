@@ -228,7 +228,7 @@ def test_stopping_and_resuming_twice_gives_the_same_weights(
         "--eval_steps",
         "4",
         "--lr_scheduler_type",
-        "constant",
+        "constant_with_warmup",
     ]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(model, mirror, whole, *flags)
@@ -574,6 +574,6 @@ def test_questions_of_two_data_sets_are_trained_on_together_by_short_names_or_hu
     told = train(model, mirror, tmp_path / "splits", *flags, *FINETUNE)
     assert "sciq, commonsenseqa: 108 examples" not in told
     done = run_script(
-        "train_loop.py", "--model_path", model, "--output_dir", tmp_path / "no", "--dataset_name", "sciq", "other.jsonl"
+        "train_loop.py", "--model_path", model, "--output_dir", tmp_path / "no", "--dataset_name", "sciq", "other/data"
     )
     assert (done.returncode, "or on one other data set" in done.stderr) == (2, True)

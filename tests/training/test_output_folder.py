@@ -326,7 +326,7 @@ def test_a_disk_that_is_full_at_a_line_of_metrics_is_one_screen_and_the_run_goes
         env=os.environ | OFFLINE | {"OUT": str(output), "KEPT": str(kept)}, check=False, timeout=300,
     )  # fmt: skip
     assert re.findall(r"status \d+", done.stdout) == ["status 0", "status 1", "status 0"], done.stderr
-    assert f"{output}: [Errno 28] No space left on device (0.00 GB are free there)" in done.stderr
+    assert f"{output}: cannot be written (No space left on device; 0.00 GB are free there)" in done.stderr
     assert "update 9/200" in done.stderr, "it was a line of metrics that did not fit"
     assert "Traceback" not in done.stderr
     assert [line["step"] for line in lines(kept) if "loss" in line][:2] == [1, 2]
