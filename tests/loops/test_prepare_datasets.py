@@ -47,7 +47,8 @@ def test_what_training_refuses_is_refused_in_the_same_words(model: Path, tmp_pat
     asked = ("--dataset_name", folder, *COLUMNS, "--answer_is", "number")
     prepared = run_script("prepare_datasets.py", *asked)
     trained = run_script(
-        "train_loop.py", *asked, "--model_path", model, "--output_dir", tmp_path / "out", *SHORT,
+        "train_loop.py", *asked, "--model_path", model, "--output_dir", tmp_path / "out", "--max_steps", 1,
+        "--max_seq_length", 64,
     )  # fmt: skip
     assert prepared.returncode == trained.returncode == 2
     (said,) = {line.strip() for line in trained.stderr.splitlines() if "row 1" in line}
