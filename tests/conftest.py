@@ -20,7 +20,7 @@ from runs import SHARED, article, commonsense_row, sciq_row, warm_folder, write_
 # worker long after the others have nothing left.
 LONGEST_FIRST = """
 test_backends test_train_loop test_preemption test_ending test_crash test_two_nodes test_parity test_launches test_hub
-test_eval_loop test_background test_data_order test_checkpoint test_hub_away
+test_eval_loop test_disk_faults test_background test_data_order test_checkpoint test_hub_away
 """.split()
 
 
