@@ -8,8 +8,6 @@ do all behind it if `lasting`. FILE hears of each operation, a line each, and wh
 a library that is not Python: an error there leaves half a file, as a full disk does.
 """
 
-# ruff: noqa: PTH  # it stands in the place of what pathlib calls
-
 from __future__ import annotations
 
 import builtins
