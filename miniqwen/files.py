@@ -102,6 +102,8 @@ def publish(written: Path, folder: Path, last: str, instead_of: Iterable[str]) -
     for old in {path for pattern in instead_of for path in folder.glob(pattern) if path.name not in names}:
         old.unlink()
     for file in files:
+        if file.name == last:
+            sync(folder)  # or a power cut may leave its new name beside an old file
         file.replace(folder / file.name)
     written.rmdir()
     sync(folder)
