@@ -28,6 +28,7 @@ from types import FrameType
 PACKAGES = ("yaml", "pydantic", "numpy", "torch", "transformers", "accelerate", "datasets", "tqdm", "regex")
 OLDEST_PYTHON = (3, 11)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+BROKEN = {errno.EIO, errno.ESTALE, errno.ENXIO}  # a disk that fails, or a server of files that has gone
 UNWRITABLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
@@ -74,7 +75,7 @@ def user_errors_exit_2() -> Iterator[None]:
 
 @contextlib.contextmanager
 def disk_refusals_told() -> Iterator[None]:
-    """A disk that is full, or a place that may not be written, becomes a `UserError`, see `disk_refusal`.
+    """A disk that is full or fails, or a place that may not be written, becomes a `UserError`, see `disk_refusal`.
 
     Where whoever reads the output has gone, as `| head` does, the command leaves without a word.
     """
@@ -87,31 +88,32 @@ def disk_refusals_told() -> Iterator[None]:
     except Exception as error:
         if refused_by_disk(error) is None:
             raise
-        full = refused_by_disk(error) in FULL
-        advice = f"{'make room' if full else 'mend its permissions'}, or choose another place"
+        number = refused_by_disk(error)
+        mended = "make room" if number in FULL else "look at the disk" if number in BROKEN else "mend its permissions"
+        advice = f"{mended}, or choose another place"
         raise disk_refusal(error, str(getattr(error, "filename", None) or ""), advice) from None
 
 
 def refused_by_disk(error: BaseException) -> int | None:
-    """The number of the system's error where a disk is full or may not be written; None for other errors."""
+    """The number of the system's error where a disk is full, fails or may not be written; None for other errors."""
     if isinstance(error, UserError):  # it says so already
         return None
     found = OS_ERROR.search(str(error))
     number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
-    return number if number in FULL | UNWRITABLE else None
+    return number if number in FULL | UNWRITABLE | BROKEN else None
 
 
 def disk_refusal(error: Exception, place: str, advice: str, flag: str = "") -> UserError:
     """What to raise where `place`, which `flag` names, could not be written: how much room there is, and `advice`.
 
-    The status is 1 for a full disk, which is no mistake in the command.
+    The status is 1 for a disk that is full or fails, which is no mistake in the command.
     """
     there = next(path for path in (Path(place), *Path(place).absolute().parents) if path.exists())
     free = f"; {shutil.disk_usage(there).free / 1e9:,.2f} GB are free there" if place else ""
     why, file = getattr(error, "strerror", None) or str(error), str(getattr(error, "filename", None) or place)
     why += f": {file}" if file != place else ""
     told = UserError(f"{flag}{' ' * bool(flag)}{place or 'a file'}: cannot be written ({why}{free}); {advice}")
-    told.exit_status = 1 if refused_by_disk(error) in FULL else 2
+    told.exit_status = 1 if refused_by_disk(error) in FULL | BROKEN else 2
     told.of_one_rank = True
     return told
 

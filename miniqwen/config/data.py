@@ -157,7 +157,7 @@ class DataFlags(Flags):
 def is_local(name: str) -> bool:
     """Whether a data set's name is that of a file or folder here, or a pattern that some fit."""
     fitting = glob.iglob(name, recursive=True)  # noqa: PTH207  # absolute and relative patterns
-    return Path(name).exists() or (glob.has_magic(name) and any(fitting))
+    return bool(name) and (Path(name).exists() or (glob.has_magic(name) and any(fitting)))
 
 
 def unknown_dataset(name: str) -> list[str]:

@@ -127,6 +127,8 @@ class PrepareConfig(Flags):
             found += [problem for problem in self.reading(self.dataset_name).problems() if problem not in found]
             if self.tokenize and self.asks:
                 found.append("--tokenize is for text, and --question_column says that these are questions")
+        if self.download and is_local(self.dataset_name or "") and self.dataset_name not in KNOWN:
+            found.append(f"--download: {self.dataset_name} is on this machine already; copy it yourself")
         if self.wikipedia_version and "wikipedia" not in self.datasets:
             found.append(f"--wikipedia_version {self.wikipedia_version}: Wikipedia is not among what is prepared")
         if bool(self.tokenize) != bool(self.model_path):

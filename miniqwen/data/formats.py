@@ -35,6 +35,11 @@ FORMATS = (".parquet", ".arrow", *KINDS, *(kind + packed for kind in KINDS for p
 READ = f".parquet, .arrow, {', '.join(KINDS)} (also with {', '.join(PACKED)})"  # for messages
 SLICED = (".jsonl", ".ndjson", ".txt")  # can be entered in the middle
 BATCH_ROWS = 256
+# of encodings other than UTF-8, the longer ones first
+MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
 LARGEST_ARRAY = 1 << 30  # bytes of a JSON array, which the parser wants whole
 LARGEST_CELL = 1 << 30  # characters of a value in a CSV file
 
@@ -80,9 +85,7 @@ def file_batches(
     kind = next(kind for kind in (".arrow", *KINDS) if file_format.removesuffix(_packing(file_format)) == kind)
     if kind == ".arrow":
         return arrow_batches(opened, columns, what)
-    data = unpacked(opened, file_format)
-    if start == 0:
-        data = _in_utf_8(data, what)
+    data = _in_utf_8(unpacked(opened, file_format), start == 0, what)
     first = f"byte {start}, line" if file_format in SLICED else "row"
     if kind in (".csv", ".tsv"):
         return csv_batches(data, columns, separator or ("\t" if kind == ".tsv" else ","), what)
@@ -107,14 +110,16 @@ def unpacked(opened: BinaryIO, file_format: str) -> Any:
     return io.BufferedReader(ways[packing](opened) if packing else opened)
 
 
-def _in_utf_8(data: Any, what: str) -> Any:
-    """The same without a mark of its encoding; raises `BadData` where that says UTF-16, or each second byte is zero."""
+def _in_utf_8(data: Any, at_start: bool, what: str) -> Any:
+    """The same without a mark of its encoding; raises `BadData` where that, or zeros among the bytes, say another."""
     head = data.peek(4)[:4]
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or (
-        len(head) == 4 and 0 in head and head[0::2] != head[1::2] and (not any(head[0::2]) or not any(head[1::2]))
-    ):
-        raise BadData(f"{what}: is in UTF-16, and UTF-8 is expected (iconv -f utf-16 -t utf-8 OLD > NEW)")
-    if head.startswith(codecs.BOM_UTF8):
+    other = next((name for mark, name in MARKS if at_start and head.startswith(mark)), None)
+    if len(head) == 4 and (not any(head[0::2]) or not any(head[1::2])):
+        other = other or "utf-16"  # each second byte is zero, as of plain letters
+    if other:
+        told = other.upper()
+        raise BadData(f"{what}: is in {told}, and UTF-8 is expected (iconv -f {other} -t utf-8 OLD > NEW)")
+    if at_start and head.startswith(codecs.BOM_UTF8):
         data.read(len(codecs.BOM_UTF8))
     return data
 
@@ -139,44 +144,43 @@ def arrow_batches(opened: BinaryIO, columns: Sequence[str], what: str) -> Iterat
 def csv_batches(data: Iterable[bytes], columns: Sequence[str], separator: str, what: str) -> Iterator[Batch]:
     """The rows of a CSV file with a header; texts stay texts: answers "1", "2" must not become numbers.
 
-    Empty lines count for nothing. Raises `BadData` for a row of another number of values than the header's, and for a
-    quoted value that never ends, which would hold the rest of the file.
+    Empty lines count for nothing, and columns that are not asked for may hold anything. Raises `BadData` for a row of
+    another number of values than the header's, and for quotes that are not closed or not doubled: they would hold rows.
     """
     csv.field_size_limit(LARGEST_CELL)
-    ended = False
-
-    def lines() -> Iterator[str]:
-        nonlocal ended
-        yield from io.TextIOWrapper(data, "utf-8", newline="")  # type: ignore[type-var]
-        ended = True
-
-    rows = csv.reader(lines(), delimiter=separator)
+    if len(separator) != 1:
+        raise UserError(f"{what}: values are separated by {separator!r}, and one character is expected")
+    lines = io.TextIOWrapper(data, "utf-8", errors="surrogateescape", newline="")  # type: ignore[type-var]
+    rows = csv.reader(lines, delimiter=separator, strict=True)
+    header: list[str] = []
     found: list[list[str]] = []
-    header: list[str] | None = None
-    number = -1
+    number = 0
     try:
-        for number, row in enumerate(filter(None, rows), -1):
-            if ended:
-                raise BadData(f"{what}: row {max(number, 0)}: a quoted value begins there and never ends")
-            if header is None:
-                header = row
-                check_columns(header, columns, what)
-                places = [header.index(name) for name in columns]
-                continue
+        header = next(filter(None, rows), [])
+        check_columns(header, columns, what)
+        places = [header.index(name) for name in columns]
+        for number, row in enumerate(filter(None, rows)):
             if len(row) != len(header):
                 raise BadData(f"{what}: row {number} has {len(row)} values, and the header names {len(header)}")
-            found.append(row)
+            found.append([row[place] for place in places])
+            _check_decoded(found[-1], f"{what}: row {number}")
             if len(found) == BATCH_ROWS:
-                yield {name: [one[place] for one in found] for name, place in zip(columns, places, strict=True)}
+                yield dict(zip(columns, map(list, zip(*found, strict=True)), strict=True))
                 found = []
-    except UnicodeDecodeError as error:
-        raise BadData(f"{what}: behind row {number} is not text in UTF-8 ({error})") from None
     except csv.Error as error:
-        raise BadData(f"{what}: behind row {number} is not CSV ({error})") from None
-    if header is None:
-        check_columns([], columns, what)
+        where = f"near row {number + 1}, up to line {rows.line_num}"
+        raise BadData(f'{what}: {where}: {error}; is a quote not closed, or not doubled within quotes ("")?') from None
     if found:
-        yield {name: [one[place] for one in found] for name, place in zip(columns, places, strict=True)}
+        yield dict(zip(columns, map(list, zip(*found, strict=True)), strict=True))
+
+
+def _check_decoded(values: Sequence[str], where: str) -> None:
+    for value in values:
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise BadData(f"{where} is not text in UTF-8 (character {error.start}: {value[:40]!r})") from None
 
 
 def column_batches(rows: Iterator[dict[str, Any]], columns: Sequence[str], what: str) -> Iterator[Batch]:

@@ -91,8 +91,10 @@ class Source:
         """
         files = [file for file in self.files if file.format == ".parquet"]
         with ThreadPoolExecutor(LISTING_THREADS) as pool:
-            listed = pool.map(partial(self._row_groups, skip_bad=skip_bad), files)
-            return dict(zip((file.path for file in files), listed, strict=True))
+            listed = list(pool.map(partial(self._row_groups, skip_bad=skip_bad), files))
+        if files and all(groups and groups[0][0] < 0 for groups in listed):
+            self._row_groups(files[0], skip_bad=False)  # none can be read: the first says why
+        return dict(zip((file.path for file in files), listed, strict=True))
 
     def _row_groups(self, file: DataFile, skip_bad: bool) -> list[list[int]]:
         try:

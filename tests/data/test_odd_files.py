@@ -132,8 +132,11 @@ FOLDERS: dict[str, tuple[Made, list[Any] | str]] = {
     "UTF-16, gzipped": ({"a.csv.gz": gzip.compress(utf_16(csv_file(ROWS), codecs.BOM_UTF16_LE))}, "is in UTF-16"),
     "latin-1, txt": ({"a.txt": "one\nä\n".encode("latin-1")}, r"a\.txt: byte 0, line 1 is not text in UTF-8"),
     "latin-1, jsonl": ({"a.jsonl": b'{"text": "one"}\n{"text": "\xe4"}\n'}, r"a\.jsonl: byte 0, line 1 is not JSON in UTF-8"),
-    "latin-1, csv": ({"a.csv": "text\none\nä\n".encode("latin-1")}, r"a\.csv: behind row .* is not text in UTF-8"),
+    "latin-1, csv": ({"a.csv": "text\none\nä\n".encode("latin-1")}, r"a\.csv: row 1 is not text in UTF-8"),
     "latin-1, json": ({"a.json": b'[{"text": "\xe4"}]'}, r"a\.json: is not JSON in UTF-8"),
+    **{f"UTF-32, {end}": ({f"a.{end}": data.decode().encode("utf-32")}, r"is in UTF-32.*iconv -f utf-32") for end, data in (
+        ("jsonl", jsonl(ROWS)), ("json", array(ROWS)), ("csv", csv_file(ROWS)), ("txt", txt(LINES)))},
+    "latin-1 in another column": ({"a.csv": "id,text\nä,one\n".encode("latin-1")}, ["one"]),
     "a zero in a line": ({"a.txt": b"one\0two\nthree\n"}, ["one\0two", "three"]),
     "a zero in a value": ({"a.csv": b"text\none\0two\n"}, ["one\0two"]),
     "lines of Windows, txt": ({"a.txt": b"one\r\ntwo\r\n"}, ["one", "two"]),
@@ -203,6 +206,10 @@ FOLDERS: dict[str, tuple[Made, list[Any] | str]] = {
         {"README.md": card('configs:\n- config_name: default\n  data_files: a.csv\n  delimiter: "|"'),
          "a.csv": csv_file(ROWS, "|")}, ROWS
     ),
+    "a card's long separator": (
+        {"README.md": card('configs:\n- config_name: default\n  data_files: a.csv\n  sep: "||"'), "a.csv": csv_file(ROWS, "|")},
+        r"separated by '\|\|', and one character"
+    ),
     "a card's other settings": (
         {"README.md": card("configs:\n- config_name: default\n  data_files: a.csv\n  skiprows: 3"),
          "a.csv": csv_file(ROWS)}, r"its card sets skiprows: 3 .* not followed here"
@@ -260,7 +267,9 @@ FOLDERS: dict[str, tuple[Made, list[Any] | str]] = {
     "rows that are texts": ({"a.json": b'["one"]'}, r"row 0: expected an object"),
     "an object of everything": ({"a.json": b'{"text": ["one", "two"]}'}, [["one", "two"]]),
     "JSON without end": ({"a.jsonl": b"[" * 100_000 + b"\n"}, "is not JSON"),
-    "a quote that never ends": ({"a.csv": b'id,text\n1,one\n2,"two\n3,three\n4,four\n'}, r"row 1: a quoted value begins there and never ends"),
+    "a quote that never ends": ({"a.csv": b'id,text\n1,one\n2,"two\n3,three\n4,four\n'}, r"near row 1, up to line 5: unexpected end of data; is a quote not closed"),
+    "a quote that a later one ends": ({"a.csv": b'id,text\n1,"one\n2,"two"\n3,three\n'}, "is a quote not closed, or not doubled"),
+    "quotes that are not doubled": ({"a.csv": b'id,text\n1,"say "x" now"\n'}, "is a quote not closed, or not doubled"),
     "quotes within a value": ({"a.csv": b'id,text\n1,5" wide\n2,say "x"\n'}, ['5" wide', 'say "x"']),
     "a value too many": ({"a.csv": b"id,text\n1,one\n2,two,three\n"}, r"row 1 has 3 values, and the header names 2"),
     "a value too few": ({"a.csv": b"id,text\n1,one\n2\n"}, r"row 1 has 1 values, and the header names 2"),
@@ -391,3 +400,24 @@ def test_a_shard_without_the_column_is_passed_over_where_that_is_asked_for(
     windows = ReadableUnits(TextWindows(repository.source("train", ("text",))))
     assert [windows.starts(unit)[-1] for unit in range(len(windows.units()))] == [4, 0]
     assert "skipped b.parquet#0 (--on_bad_data skip)" in capsys.readouterr().err
+
+
+def test_utf_16_is_named_in_whatever_slice_reading_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("miniqwen.data.units.SLICE_BYTES", 64)
+    folder = lie(tmp_path / "notes", {"a.txt": utf_16(txt(["word " * 5] * 20), codecs.BOM_UTF16_LE)})
+    repository = resolve(str(folder), DataFlags(dataset_name=str(folder)))
+    windows = TextWindows(repository.source("train", ("text",)))
+    assert len(windows.units()) > 10
+    refused = 0
+    for unit in range(len(windows.units())):
+        try:
+            assert windows.read(unit, 0) in ([], ["\0"]), "no line begins there, or the end of the last one"
+        except UserError as error:
+            refused += "is in UTF-16" in str(error)
+    assert refused > 10
+
+
+def test_a_column_that_no_shard_has_is_an_error_also_where_bad_ones_are_passed_over(tmp_path: Path) -> None:
+    folder = lie(tmp_path / "notes", {f"{n}.parquet": parquet(ROWS, "content") for n in range(3)})
+    with pytest.raises(UserError, match="no column text; its columns are content"):
+        resolve(str(folder), DataFlags(dataset_name=str(folder))).listed(("train",), ("text",), skip_bad=True)
