@@ -14,7 +14,7 @@ from runs import OFFLINE, ROOT, wait_until
 COMMANDS = (
     ["train_loop.py"], ["eval_loop.py"], ["prepare_datasets.py"], ["-m", "miniqwen.create_model"],
     ["-m", "miniqwen.generate"], ["-m", "miniqwen.audit"], ["-m", "miniqwen.report"],
-    ["-m", "miniqwen.caches"],
+    ["-m", "miniqwen.caches"], ["-m", "miniqwen.export"],
 )  # fmt: skip
 
 

@@ -14,16 +14,17 @@ HOUSE = ROOT / "miniqwen"
 FLOORS: tuple[dict[str, str], ...] = (
     {"": "errors files lock demo"},
     {"config": "values pasted helping flags watching data models precision task prompt schedule evaluation launch "
-               "survival output training evaluating preparing creating generating auditing caching reporting"},
+               "survival output training evaluating preparing creating generating auditing caching reporting "
+               "exporting"},
     {
-        "model": "tokenization_miniqwen attention loss modeling_miniqwen continuation sizes folder",
+        "model": "tokenization_miniqwen attention loss modeling_miniqwen continuation sizes folder gguf_file",
         "distributed": "zero gradients shards peers ranks launches workarounds backends runtime",
         "checkpoints": "tensor_files background checkpoint",
     },
     {"data": "patience hub formats units sources repositories cuts windows held_out documents strands mixture "
              "token_cache tokenizing caches packing tokenizer_text "
              "pretrained"},
-    {"questions": "texts choices spellings readings rows splits templates examples protocols"},
+    {"questions": "texts choices spellings readings rows splits templates modelfile examples protocols"},
     {
         "training": "prefetching batches samples task text_task question_task preview optimizers preemption "
                     "bad_updates resuming lives history memory health curves record wording exhibits report "
@@ -32,7 +33,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "eval": "causal_models choice_rows scoring metrics phrases mentions extraction generation dialogue answers "
                 "comparison result_files",
     },
-    {"": "create_model generate audit report caches"},
+    {"": "create_model generate audit report caches export"},
 )  # fmt: skip
 COMMANDS = ("train_loop.py", "eval_loop.py", "prepare_datasets.py")
 # What is loaded before the flags are parsed, and so imports nothing heavy.

@@ -41,6 +41,7 @@ MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
 LARGEST_ARRAY = 1 << 30  # bytes of a JSON array, which the parser wants whole
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"  # of Arrow
 LARGEST_CELL = 1 << 30  # characters of a value in a CSV file
 
 Batch = dict[str, list[Any]]
@@ -128,6 +129,13 @@ def arrow_batches(opened: BinaryIO, columns: Sequence[str], what: str) -> Iterat
     """The rows of an Arrow stream, as `datasets` writes them, or of an Arrow file."""
     head = opened.read(6)
     opened.seek(0)
+    if head and head != b"ARROW1":
+        opened.seek(-min(len(END_OF_STREAM), opened.seek(0, io.SEEK_END)), io.SEEK_END)
+        if opened.read() != END_OF_STREAM:  # one that was cut between two batches reads like a shorter one
+            raise BadData(
+                f"{what}: the mark at the end of an Arrow stream is missing: was it written or copied to its end?"
+            )
+        opened.seek(0)
     if head == b"ARROW1":
         file = pa.ipc.open_file(opened)
         schema, found = file.schema, (file.get_batch(number) for number in range(file.num_record_batches))

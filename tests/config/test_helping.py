@@ -10,6 +10,7 @@ from miniqwen.config.auditing import AuditConfig
 from miniqwen.config.caching import CachesConfig
 from miniqwen.config.creating import CreateConfig
 from miniqwen.config.evaluating import EvalConfig
+from miniqwen.config.exporting import ExportConfig
 from miniqwen.config.flags import Flags, parse
 from miniqwen.config.generating import GenerateConfig
 from miniqwen.config.preparing import PrepareConfig
@@ -20,7 +21,7 @@ COMMANDS: dict[str, type[Flags]] = {
     "train_loop.py": TrainConfig, "eval_loop.py": EvalConfig, "prepare_datasets.py": PrepareConfig,
     "python -m miniqwen.create_model": CreateConfig, "python -m miniqwen.generate": GenerateConfig,
     "python -m miniqwen.audit": AuditConfig, "python -m miniqwen.report": ReportConfig,
-    "python -m miniqwen.caches": CachesConfig,
+    "python -m miniqwen.caches": CachesConfig, "python -m miniqwen.export": ExportConfig,
 }  # fmt: skip
 
 

@@ -157,3 +157,15 @@ def test_peft_trains_an_adapter_and_merges_it(folders: dict[str, Path], environm
 
 def test_trl_goes_on_with_answers_alone_trained_on(folders: dict[str, Path], environment: Environment) -> None:
     program("with_trl.py", *folders.values(), environment=environment("--no-deps", "trl==1.16.0"))
+
+
+def test_llama_cpp_reads_the_same_tokens_and_writes_the_same_texts(
+    folders: dict[str, Path], environment: Environment, tmp_path: Path
+) -> None:
+    for name, folder in folders.items():
+        files = [tmp_path / f"{name}-{kind}.gguf" for kind in ("f32", "f16", "q8_0")]
+        for file in files:
+            kind = file.stem.rpartition("-")[2]
+            done = run_script("-m", "miniqwen.export", "--model_path", folder, "--gguf", file, "--type", kind)
+            assert done.returncode == 0, done.stderr
+        program("with_llama_cpp.py", folder, *files, environment=environment("--no-deps", "xllamacpp==2026.10.11549"))
