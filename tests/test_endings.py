@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import subprocess
@@ -124,11 +125,18 @@ def test_what_the_disk_refuses_is_told_with_a_status(
 
 
 def test_other_errors_pass_and_what_is_told_is_not_told_twice() -> None:
-    for error in (ValueError("(os error x)"), OSError(5, "I/O"), KeyError("a"), ConnectionError("gone")):
+    for error in (ValueError("(os error x)"), OSError(11, "again"), KeyError("a"), ConnectionError("gone")):
         with pytest.raises(type(error)), user_errors_exit_2():
             raise error
     told = disk_refusal(OSError(28, "full"), "/a", "mend it")
     assert refused_by_disk(told) is None
+
+
+def test_a_disk_that_fails_is_told_with_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended_with, user_errors_exit_2():
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/a/b.json")
+    assert ended_with.value.code == 1
+    assert "/a/b.json: cannot be written (Input/output error" in capsys.readouterr().err
 
 
 def test_a_tool_that_deepspeed_misses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from runs import ROOT
 HOUSE = ROOT / "miniqwen"
 # From the ground up. A wing uses those of lower floors, a room also those before it in its own wing.
 FLOORS: tuple[dict[str, str], ...] = (
-    {"": "errors files lock demo"},
+    {"": "errors files lock shipped demo"},
     {"config": "values pasted helping flags watching data models precision task prompt schedule evaluation launch "
                "survival output training evaluating preparing creating generating auditing caching reporting "
                "exporting"},
@@ -33,7 +33,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "eval": "causal_models choice_rows scoring metrics phrases mentions extraction generation dialogue answers "
                 "comparison result_files",
     },
-    {"": "create_model generate audit report caches export"},
+    {"": "create_model generate audit report caches export cli"},
 )  # fmt: skip
 COMMANDS = ("train_loop.py", "eval_loop.py", "prepare_datasets.py")
 # What is loaded before the flags are parsed, and so imports nothing heavy.

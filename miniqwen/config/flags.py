@@ -24,6 +24,7 @@ from miniqwen.config.pasted import Pasted
 from miniqwen.config.values import BARE, at_home, nearest, value_of
 from miniqwen.errors import UserError
 from miniqwen.files import read_yaml
+from miniqwen.shipped import shipped
 
 RECORDED = "recorded"  # the section of config.yaml that a run adds for its reader; ignored when the file is used again
 LONG = re.compile(r"--([A-Za-z][\w-]*)(=.*)?", re.DOTALL)  # a flag, and what stands behind = in the same word
@@ -233,7 +234,7 @@ def _read_yaml(
     if path is BARE:
         return {}, ["--config: needs a file"]
     try:
-        read = read_yaml(Path(at_home(path)))
+        read = read_yaml(Path(shipped(at_home(path))))
     except OSError as error:
         return {}, [f"--config {path}: {error.strerror}"]
     except ValueError as error:

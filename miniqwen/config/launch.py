@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from miniqwen.config.flags import Flags, flag
+from miniqwen.shipped import shipped
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class LaunchFlags(Flags):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        if self.deepspeed is not None and not Path(self.deepspeed).is_file():
+        if self.deepspeed is not None and not Path(shipped(self.deepspeed)).is_file():
             found.append(f"--deepspeed {self.deepspeed}: no such file; ds_configs/ has examples")
         if self.fsdp is not None:
             words = self.fsdp.split()

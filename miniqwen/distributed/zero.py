@@ -14,6 +14,7 @@ from typing import Any
 from miniqwen.config.training import TrainConfig
 from miniqwen.errors import UserError
 from miniqwen.files import read_json
+from miniqwen.shipped import shipped
 
 DEEPSPEED_SCHEDULES = {"WarmupLR": "constant_with_warmup", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
 SETTINGS_OF_A_FILE = (
@@ -38,7 +39,7 @@ def zero_settings(config: TrainConfig, precision: str, env: Mapping[str, str]) -
     else:
         where = str(file)
         try:
-            settings = read_json(Path(file))
+            settings = read_json(Path(shipped(file)))
         except (OSError, ValueError) as error:
             return {}, [f"{where}: not a readable DeepSpeed JSON ({error})"]
     if not isinstance(settings, dict) or not isinstance(settings.get("zero_optimization"), dict):
