@@ -27,7 +27,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"questions": "texts choices spellings readings rows splits templates modelfile examples protocols"},
     {
         "training": "prefetching batches samples task text_task question_task preview optimizers preemption "
-                    "bad_updates resuming lives history memory health curves record wording exhibits report "
+                    "bad_updates resuming lives history card memory health curves record wording exhibits report "
                     "output_folder auditing outlets.tensorboard outlets.wandb outlets.others outlets.opened tracking "
                     "flops tracing gauges ending opening",
         "eval": "causal_models choice_rows scoring metrics phrases mentions extraction generation dialogue answers "

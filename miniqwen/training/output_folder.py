@@ -43,6 +43,8 @@ from miniqwen.model.modeling_miniqwen import describe_model
 from miniqwen.model.tokenization_miniqwen import save_tokenizer
 from miniqwen.questions.readings import Reading
 from miniqwen.questions.templates import Template
+from miniqwen.training.card import card, write_card
+from miniqwen.training.history import evaluates, final_history, read_lines
 from miniqwen.training.report import Report
 from miniqwen.training.resuming import checkpoint_to_resume
 
@@ -239,7 +241,15 @@ class OutputFolder:
         self._describe(temporary, dtype)
         publish(temporary, self.folder, "config.json", MODEL_FILES)
         self._final_model = made_of
-        return chosen
+        note = write_card(self.folder, self._card(progress, made_of))
+        return chosen + (f" ({note})" if note else "")
+
+    def _card(self, progress: Progress, made_of: str) -> str:
+        """What is to be said of the final model, with what its evaluation told."""
+        told = [line for line in final_history(read_lines(self.folder / "metrics.jsonl")) if evaluates(line)]
+        evaluated = next((line for line in told if made_of == f"checkpoint-{line['step']}"), {})
+        template = next((kept for kept in self._beside if isinstance(kept, Template)), None)
+        return card(self._config, self._identity, progress, made_of, evaluated, template)
 
     def _whole(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         """`tensors`; raises `UserError` at their end if one of the model's was not among them."""
