@@ -162,7 +162,7 @@ def csv_batches(data: Iterable[bytes], columns: Sequence[str], separator: str, w
     rows = csv.reader(lines, delimiter=separator, strict=True)
     header: list[str] = []
     found: list[list[str]] = []
-    number = 0
+    number = -1
     try:
         header = next(filter(None, rows), [])
         check_columns(header, columns, what)

@@ -271,6 +271,7 @@ FOLDERS: dict[str, tuple[Made, list[Any] | str]] = {
     "an object of everything": ({"a.json": b'{"text": ["one", "two"]}'}, [["one", "two"]]),
     "JSON without end": ({"a.jsonl": b"[" * 100_000 + b"\n"}, "is not JSON"),
     "a quote that never ends": ({"a.csv": b'id,text\n1,one\n2,"two\n3,three\n4,four\n'}, r"near row 1, up to line 5: unexpected end of data; is a quote not closed"),
+    "a quote that never ends, in the first row": ({"a.csv": b'text\n"one\ntwo\n'}, "near row 0, up to line 3: unexpected end"),
     "a quote that a later one ends": ({"a.csv": b'id,text\n1,"one\n2,"two"\n3,three\n'}, "is a quote not closed, or not doubled"),
     "quotes that are not doubled": ({"a.csv": b'id,text\n1,"say "x" now"\n'}, "is a quote not closed, or not doubled"),
     "quotes within a value": ({"a.csv": b'id,text\n1,5" wide\n2,say "x"\n'}, ['5" wide', 'say "x"']),
