@@ -246,7 +246,11 @@ class OutputFolder:
 
     def _card(self, progress: Progress, made_of: str) -> str:
         """What is to be said of the final model, with what its evaluation told."""
-        told = [line for line in final_history(read_lines(self.folder / "metrics.jsonl")) if evaluates(line)]
+        told: list[dict[str, Any]] = []
+        with contextlib.suppress(
+            OSError, UserError
+        ):  # lines that are gone, or damaged, are no reason to end without a model
+            told = [line for line in final_history(read_lines(self.folder / "metrics.jsonl")) if evaluates(line)]
         evaluated = next((line for line in told if made_of == f"checkpoint-{line['step']}"), {})
         template = next((kept for kept in self._beside if isinstance(kept, Template)), None)
         return card(self._config, self._identity, progress, made_of, evaluated, template)
